@@ -1,0 +1,1 @@
+"""What a person runs: each module composes the rooms below into one command."""

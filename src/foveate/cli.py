@@ -1,0 +1,328 @@
+"""The command line: arguments -> apps or recipes; nothing else.
+
+Heavy modules are imported inside the commands, so that ``foveate --help`` answers at once.
+"""
+
+from __future__ import annotations
+
+import sys
+from pathlib import Path
+from typing import Annotated, Literal
+
+from cyclopts import App, CycloptsError, Group, Parameter
+
+from foveate.errors import FoveateError
+
+__all__ = ["app", "main"]
+
+_PERCEIVE = Group("Perceive", sort_key=1)
+_RESEARCH = Group("Research", sort_key=2)
+_MACHINE = Group("This machine", sort_key=3)
+
+app = App(
+    name="foveate",
+    help="Visual perception on a budget: a pulse and a page from any face video.",
+    help_format="plaintext",
+    version_flags=["--version"],
+)
+
+
+@app.command(group=_PERCEIVE)
+def watch(
+    source: str | None = None,
+    *,
+    demo: Annotated[bool, Parameter(negative="")] = False,
+    out: Path | None = None,
+    pulse: Literal["pos", "chrom", "green", "pbv", "lgi", "ica", "mar"] = "pos",
+    band: Literal["default", "benchmark"] = "default",
+    roi: str | None = None,
+    max_people: int = 4,
+    every_frame: Annotated[bool, Parameter(negative="")] = False,
+    video: bool = True,
+    fps: float | None = None,
+    seconds: float | None = None,
+    jobs: int | None = None,
+    ray: str | None = None,
+    force: Annotated[bool, Parameter(negative="")] = False,
+) -> None:
+    """Watch people: who is in view, their pulse, and a page that shows it.
+
+    Writes signals.parquet, summary.json, annotated.mp4 and report.html.
+
+    Parameters
+    ----------
+    source
+        A video file, a folder of videos or of pictures, or a camera (camera:0).
+    demo
+        Watch the built-in example: a public-domain photograph with a simulated pulse.
+    out
+        Folder for the results (default: foveate-out/NAME).
+    pulse
+        How the pulse is read from skin colour.
+    band
+        Heart rates looked for: default 36-198 bpm, benchmark 45-150 bpm.
+    roi
+        Face box x,y,width,height in pixels instead of face detection.
+    max_people
+        The most faces looked for in a frame.
+    every_frame
+        Look for faces in every frame, not only in key frames.
+    video
+        Make annotated.mp4.
+    fps
+        Frame rate of a folder of pictures.
+    seconds
+        Stop after this many seconds of the stream.
+    jobs
+        Processes for a folder of videos (default: number of cores).
+    ray
+        Work on the Ray cluster at this address (local: start one here).
+    force
+        Compute again even when a finished result is there.
+    """
+    from foveate.apps.watch import WatchSettings
+    from foveate.report import terminal
+
+    settings = WatchSettings(pulse, band, _box(roi), max_people, every_frame, video, fps, seconds)
+    settings.check()
+    if demo:
+        from foveate.apps.demo import demo_video
+
+        with terminal.one_video("making the example video") as tell:
+            source = str(demo_video(tell))
+    elif source is None:
+        raise FoveateError("nothing to watch; give a video, a folder or camera:0, or use --demo")
+    folder = Path(source)
+    if folder.is_dir():
+        from foveate.apps.watch_many import videos_in, watch_many
+
+        if videos := videos_in(folder):
+            target = out or Path("foveate-out") / folder.resolve().name
+            with terminal.many_videos(len(videos)) as report:
+                outcomes = watch_many(
+                    videos,
+                    target,
+                    settings=settings,
+                    force=force,
+                    jobs=jobs,
+                    ray=ray,
+                    progress=report,
+                )
+            terminal.print_outcomes(target, outcomes)
+            return
+    from foveate.apps.watch import watch as watch_one
+
+    with terminal.one_video(source) as tell:
+        result = watch_one(source, out, settings=settings, force=force, progress=tell)
+    terminal.print_watch_result(result)
+
+
+def _box(text: str | None) -> tuple[float, float, float, float] | None:
+    if text is None:
+        return None
+    try:
+        x, y, width, height = (float(part) for part in text.split(","))
+    except ValueError:
+        raise FoveateError(
+            f"--roi {text} is not a box; expected four numbers x,y,width,height in pixels, "
+            "for instance --roi 120,80,200,220"
+        ) from None
+    return x, y, width, height
+
+
+@app.command(group=_RESEARCH)
+def recipes() -> None:
+    """List the recipes: each reruns a paper's claim beside its ablation."""
+    from foveate import recipes as room
+    from foveate.report import terminal
+
+    terminal.print_recipes([(name, room.load(name)) for name in room.names()])
+
+
+@app.command(group=_RESEARCH)
+def run(
+    recipe: str,
+    *,
+    scale: str = "desk",
+    seeds: int | None = None,
+    set: Annotated[tuple[str, ...], Parameter(negative="")] = (),
+    devices: int | None = None,
+    nodes: int | None = None,
+    accelerator: str | None = None,
+    out: Path = Path("evidence"),
+) -> None:
+    """Run a recipe and write its evidence; interrupted runs go on where they stopped.
+
+    Parameters
+    ----------
+    recipe
+        A name that `foveate recipes` lists.
+    scale
+        smoke (seconds), desk (two cores, minutes) or paper (the published setting, a GPU).
+    seeds
+        Number of seeds (default: the scale's).
+    set
+        key=value, changes one setting; may be given several times.
+    devices
+        Devices (or CPU processes) on each machine.
+    nodes
+        Machines; start the command on each through torchrun.
+    accelerator
+        cpu, cuda, mps or auto.
+    out
+        Folder for the evidence file.
+    """
+    from foveate import recipes as room
+    from foveate.files import writable_dir
+    from foveate.report import terminal
+
+    module = room.load(recipe)
+    overrides: dict[str, str] = {}
+    for item in set:
+        key, separator, value = item.partition("=")
+        if not separator or not key:
+            raise FoveateError(f"--set {item}: expected key=value")
+        overrides[key.replace("-", "_")] = value
+    config = room.configure(
+        module, scale, seeds, overrides, devices=devices, nodes=nodes, accelerator=accelerator
+    )
+    writable_dir(out)
+    with terminal.recipe(recipe) as tell:
+        evidence = module.run(config, progress=tell)
+    if evidence is None:
+        return  # another process of the same run writes
+    evidence.write(out)
+    terminal.print_evidence([evidence])
+
+
+@app.command(group=_RESEARCH)
+def evidence(folder: Path = Path("evidence"), /, *, markdown: bool = False) -> None:
+    """Print what was claimed, what was measured here, and the verdicts.
+
+    Parameters
+    ----------
+    folder
+        Folder with the evidence files.
+    markdown
+        Print Markdown tables of all arms and metrics.
+    """
+    from foveate.report import terminal
+    from foveate.report.evidence import read_all
+
+    terminal.print_evidence(read_all(folder), markdown=markdown)
+
+
+@app.command(group=_MACHINE)
+def data() -> None:
+    """List the data sets: licence, source, layout, and what is present here."""
+    from foveate.datasets import catalogue
+    from foveate.report import terminal
+
+    terminal.print_data(catalogue.rows())
+
+
+models = App(
+    name="models",
+    help="Model files: what they are, where they come from, fetch them.",
+    help_format="plaintext",
+    group=_MACHINE,
+)
+app.command(models)
+
+
+@models.default
+def models_list() -> None:
+    """List the model files and whether they are present."""
+    from foveate.nn import model_files
+    from foveate.report import terminal
+
+    terminal.print_models(model_files.rows())
+
+
+@models.command(name="fetch")
+def models_fetch(
+    name: str = "face_landmarker", /, *, force: Annotated[bool, Parameter(negative="")] = False
+) -> None:
+    """Fetch a model file and verify its hash.
+
+    Parameters
+    ----------
+    name
+        A name that `foveate models` lists.
+    force
+        Fetch it even when a file is there.
+    """
+    from foveate.nn import model_files
+
+    path = model_files.fetch(name, force=force)
+    print(f"{name}: {path}")
+
+
+@app.command(group=_MACHINE)
+def doctor() -> None:
+    """Say what this machine can do, and what is missing."""
+    from foveate.apps.doctor import examine
+    from foveate.report import terminal
+
+    if not terminal.print_doctor(examine()):
+        sys.exit(1)
+
+
+bench = App(
+    name="bench",
+    help="Speed against peers, as ratios measured in one run.",
+    help_format="plaintext",
+    group=_MACHINE,
+)
+app.command(bench)
+
+
+@bench.command(name="watch")
+def bench_watch(
+    *, seconds: float = 60.0, peer_python: Path | None = None, out: Path | None = None
+) -> None:
+    """Time `foveate watch` beside MediaPipe alone and open-rppg on the same video.
+
+    Parameters
+    ----------
+    seconds
+        Length of the test video (640x480, 30 frames/s, simulated pulse).
+    peer_python
+        Interpreter of an environment in which open-rppg is installed.
+    out
+        Write the figures to this JSON file as well.
+    """
+    from foveate.apps.bench import time_watch
+    from foveate.report import terminal
+
+    terminal.print_bench(time_watch(seconds, peer_python, out))
+
+
+def main(arguments: list[str] | None = None) -> None:
+    """Entry point: runs a command; bad input is one sentence on stderr and exit code 2."""
+    words = list(sys.argv[1:] if arguments is None else arguments)
+    debug = "--debug" in words
+    words = [word for word in words if word != "--debug"]
+    try:
+        app(words, exit_on_error=False, print_error=False)
+    except FoveateError as error:
+        if debug:
+            raise
+        _complain(str(error))
+        sys.exit(error.exit_code)
+    except CycloptsError as error:
+        if debug:
+            raise
+        _complain(" ".join(str(error).split()))
+        sys.exit(2)
+    except KeyboardInterrupt:
+        _complain("interrupted; finished work is kept, run the same command again to go on")
+        sys.exit(130)
+    except BrokenPipeError:  # the reader of our output left: `foveate evidence | head`
+        sys.stderr.close()
+        sys.exit(1)
+
+
+def _complain(sentence: str) -> None:
+    print(f"foveate: {sentence}", file=sys.stderr)
+    print("         (--debug shows the traceback, --help the options)", file=sys.stderr)

@@ -1,0 +1,1 @@
+"""Labelled data: one file per family, each with its card."""

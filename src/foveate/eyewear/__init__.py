@@ -1,0 +1,1 @@
+"""Smart glasses: attention moments and their emotional context."""

@@ -1,0 +1,1 @@
+"""People in view: tracking, pulse, action units, representation, clustering."""

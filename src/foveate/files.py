@@ -1,0 +1,79 @@
+"""Where foveate keeps things, and how it writes them: whole or not at all.
+
+``FOVEATE_DATA`` names the folder for data sets, model files and finished runs; by default it is
+the user's data directory of the platform. Everything that is written goes to a temporary
+neighbour first and is renamed when complete, so that an interrupted run leaves no half file.
+"""
+
+from __future__ import annotations
+
+import contextlib
+import hashlib
+import os
+import tempfile
+from collections.abc import Iterator
+from pathlib import Path
+
+from foveate.errors import FoveateError
+
+__all__ = ["data_dir", "sha256_of", "writable_dir", "write_whole"]
+
+
+def data_dir() -> Path:
+    """Folder of data sets (``data``), model files (``models``) and finished runs (``runs``)."""
+    configured = os.environ.get("FOVEATE_DATA")
+    if configured:
+        return Path(configured).expanduser()
+    import platformdirs
+
+    return Path(platformdirs.user_data_dir("foveate"))
+
+
+def sha256_of(path: Path) -> str:
+    """Hexadecimal SHA-256 of a file, read in blocks."""
+    digest = hashlib.sha256()
+    with path.open("rb") as file:
+        while block := file.read(1 << 20):
+            digest.update(block)
+    return digest.hexdigest()
+
+
+def writable_dir(path: Path, what: str = "output folder") -> Path:
+    """Make `path` a folder that can be written to, or say why not.
+
+    Raises
+    ------
+    FoveateError
+        The path is a file, or the system refuses to create or write it.
+    """
+    try:
+        path.mkdir(parents=True, exist_ok=True)
+        with tempfile.TemporaryFile(dir=path):
+            pass
+    except (OSError, ValueError) as error:
+        reason = getattr(error, "strerror", None) or str(error)
+        raise FoveateError(
+            f"cannot write to the {what} {path}: {reason}; choose another folder with --out"
+        ) from error
+    return path
+
+
+@contextlib.contextmanager
+def write_whole(path: Path) -> Iterator[Path]:
+    """Give a temporary path beside `path`; on success it takes the place of `path`.
+
+    The temporary name keeps the suffix (writers choose their format by it). When the block
+    raises, the temporary file is removed and an older `path` stays as it was.
+    """
+    path.parent.mkdir(parents=True, exist_ok=True)
+    handle, name = tempfile.mkstemp(prefix=".partial-", suffix=path.suffix, dir=path.parent)
+    os.close(handle)
+    temporary = Path(name)
+    try:
+        yield temporary
+        umask = os.umask(0)
+        os.umask(umask)
+        temporary.chmod(0o666 & ~umask)  # mkstemp is private; a result file is not
+        temporary.replace(path)
+    finally:
+        temporary.unlink(missing_ok=True)

@@ -1,0 +1,1 @@
+"""Training with fewer steps, labels and data: losses, optimisers, regularisers."""

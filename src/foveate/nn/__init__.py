@@ -1,0 +1,1 @@
+"""Backbones, blocks and model files that several rooms share."""

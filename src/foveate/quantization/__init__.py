@@ -1,0 +1,1 @@
+"""Networks of few bits: quantisers, binary layers, mixed precision and their search."""

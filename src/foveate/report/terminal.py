@@ -1,0 +1,250 @@
+"""What the command line shows: progress bars and tables (rich)."""
+
+from __future__ import annotations
+
+import contextlib
+from collections.abc import Callable, Iterator, Mapping, Sequence
+from pathlib import Path
+from types import ModuleType
+from typing import Any
+
+from rich.console import Console
+from rich.markup import escape
+from rich.progress import (
+    BarColumn,
+    MofNCompleteColumn,
+    Progress,
+    SpinnerColumn,
+    TextColumn,
+    TimeElapsedColumn,
+    TimeRemainingColumn,
+)
+from rich.table import Table
+
+from foveate.report.evidence import Evidence, evidence_table, markdown_table
+
+__all__ = [
+    "many_videos",
+    "one_video",
+    "print_bench",
+    "print_data",
+    "print_doctor",
+    "print_evidence",
+    "print_models",
+    "print_outcomes",
+    "print_recipes",
+    "print_watch_result",
+    "recipe",
+]
+
+_out = Console()
+_err = Console(stderr=True)  # progress goes here, so that results can be piped
+
+
+@contextlib.contextmanager
+def one_video(name: str) -> Iterator[Callable[[float, float | None, str], None]]:
+    """A bar over the seconds of one video, with the heart rates seen so far."""
+    bar = Progress(
+        SpinnerColumn(),
+        TextColumn("{task.description}"),
+        BarColumn(),
+        TextColumn("{task.fields[clock]}"),
+        TimeElapsedColumn(),
+        TextColumn("{task.fields[word]}"),
+        console=_err,
+        transient=True,
+    )
+    with bar:
+        task = bar.add_task(escape(Path(name).name), total=None, clock="", word="")
+
+        def tell(done_s: float, total_s: float | None, word: str) -> None:
+            clock = f"{done_s:.0f} s" + (f" of {total_s:.0f} s" if total_s else "")
+            bar.update(task, completed=done_s, total=total_s, clock=clock, word=escape(word))
+
+        yield tell
+
+
+@contextlib.contextmanager
+def many_videos(total: int) -> Iterator[Callable[[int, int, Any], None]]:
+    """A bar over many videos; each finished one leaves a line."""
+    bar = Progress(
+        SpinnerColumn(),
+        TextColumn("{task.description}"),
+        BarColumn(),
+        MofNCompleteColumn(),
+        TimeRemainingColumn(),
+        console=_err,
+        transient=True,
+    )
+    with bar:
+        task = bar.add_task("watching", total=total)
+
+        def tell(done: int, _total: int, outcome: Any) -> None:
+            bar.update(task, completed=done)
+            bar.console.print(f"  {_outcome_line(outcome)}", highlight=False)
+
+        yield tell
+
+
+def _rate(rate: Mapping[str, Any]) -> str:
+    if rate.get("bpm") is None:
+        return f"[yellow]no heart rate[/]: {escape(str(rate.get('reason')))}"
+    text = f"[bold]{rate['bpm']:.1f} bpm[/]"
+    if rate.get("low") is not None and rate.get("high") is not None:
+        text += f" ({rate['low']:.1f} to {rate['high']:.1f})"
+    if rate.get("confidence") is not None:
+        text += f", confidence {rate['confidence']:.2f}"
+    return text
+
+
+def _outcome_line(outcome: Any) -> str:
+    name = escape(outcome.video.name)
+    if outcome.result is None:
+        return f"{name}  [red]{escape(outcome.error)}[/]"
+    people = outcome.result.summary["people"]
+    again = "  [dim](already done)[/]" if outcome.result.reused else ""
+    if not people:
+        return f"{name}  no face{again}"
+    return f"{name}  " + "; ".join(_rate(p["heart_rate"]) for p in people) + again
+
+
+def print_watch_result(result: Any) -> None:
+    """The answer of one video."""
+    summary = result.summary
+    source, compute = summary["source"], summary["compute"]
+    again = "  (already done; --force computes it again)" if result.reused else ""
+    _out.print(
+        f"[bold]{escape(source['name'])}[/]  {source['duration_s']:.1f} s, "
+        f"{source['width']}x{source['height']}{again}",
+        highlight=False,
+    )
+    if summary["simulated"]:
+        _out.print(f"[magenta]simulated[/]: {escape(summary['simulation_note'])}", highlight=False)
+    if not summary["people"]:
+        _out.print("no face", highlight=False)
+    for person in summary["people"]:
+        _out.print(
+            f"  person {person['track'] + 1}, in view {person['visible_s']:.1f} s: "
+            + _rate(person["heart_rate"]),
+            highlight=False,
+        )
+    for note in summary["notes"]:
+        _out.print(f"  {escape(note)}", highlight=False)
+    _out.print(
+        f"  {compute['realtime_factor']:.1f}x real time; faces looked for in "
+        f"{compute['frames_detected']} of {compute['frames_decoded']} frames",
+        style="dim",
+        highlight=False,
+    )
+    _out.print(f"  report: {result.folder / 'report.html'}", highlight=False, soft_wrap=True)
+
+
+def print_outcomes(folder: Path, outcomes: Sequence[Any]) -> None:
+    """The answer of a folder of videos; each has had its line already."""
+    failed = [o for o in outcomes if o.result is None]
+    _out.print(
+        f"{len(outcomes) - len(failed)} of {len(outcomes)} videos done"
+        + (f", {len(failed)} could not be read" if failed else ""),
+        highlight=False,
+    )
+    _out.print(f"  overview: {folder / 'index.html'}", highlight=False, soft_wrap=True)
+    _out.print(f"  table:    {folder / 'heart_rates.csv'}", highlight=False, soft_wrap=True)
+
+
+@contextlib.contextmanager
+def recipe(name: str) -> Iterator[Callable[[str, int, int], None]]:
+    """A bar for a recipe: (what is being done, done, total)."""
+    bar = Progress(
+        SpinnerColumn(),
+        TextColumn("{task.description}"),
+        BarColumn(),
+        MofNCompleteColumn(),
+        TimeElapsedColumn(),
+        console=_err,
+        transient=True,
+    )
+    with bar:
+        task = bar.add_task(name, total=None)
+
+        def tell(what: str, done: int, total: int) -> None:
+            bar.update(task, description=f"{name}: {escape(what)}", completed=done, total=total)
+
+        yield tell
+
+
+def print_recipes(recipes: Sequence[tuple[str, ModuleType]]) -> None:
+    """The recipes with their claims."""
+    table = Table(show_lines=True)
+    for column in ("recipe", "claim", "scales"):
+        table.add_column(column, overflow="fold")
+    for name, module in recipes:
+        table.add_row(name, escape(module.CLAIM.text), ", ".join(module.PRESETS))
+    _out.print(table)
+    _out.print("run one with: foveate run NAME --scale smoke", style="dim", highlight=False)
+
+
+def print_evidence(evidences: Sequence[Evidence], markdown: bool = False) -> None:
+    """The table of claims and verdicts, or Markdown with every arm."""
+    if markdown:
+        for item in evidences:
+            print(f"## {item.recipe}: {item.verdict}\n\n{markdown_table(item)}")
+        return
+    _out.print(evidence_table(evidences))
+    for item in evidences:
+        for finding in item.findings:
+            _out.print(
+                f"  {item.recipe}: {escape(finding.text)} [bold]{finding.verdict}[/]",
+                highlight=False,
+            )
+
+
+def print_data(rows: Sequence[Mapping[str, Any]]) -> None:
+    """The data sets."""
+    _print_rows(rows, ("name", "task", "licence", "size", "access", "present", "source"))
+
+
+def print_models(rows: Sequence[Mapping[str, Any]]) -> None:
+    """The model files."""
+    _print_rows(rows, ("name", "what", "licence", "size", "status"))
+
+
+def _print_rows(rows: Sequence[Mapping[str, Any]], columns: Sequence[str]) -> None:
+    table = Table()
+    for column in columns:
+        table.add_column(column, overflow="fold")
+    for row in rows:
+        table.add_row(*(escape(str(row.get(column, ""))) for column in columns))
+    _out.print(table)
+
+
+def print_doctor(checks: Sequence[Mapping[str, Any]]) -> bool:
+    """The checks; True when nothing essential is missing."""
+    marks = {"ok": "[green]ok[/]", "missing": "[yellow]missing[/]", "broken": "[red]broken[/]"}
+    table = Table(show_header=False, box=None, padding=(0, 1))
+    for check in checks:
+        table.add_row(marks[check["state"]], check["what"], escape(check["detail"]))
+    _out.print(table)
+    return all(check["state"] != "broken" for check in checks)
+
+
+def print_bench(rows: Sequence[Mapping[str, Any]]) -> None:
+    """Timings as ratios in one run."""
+    table = Table(title="640x480 at 30 frames/s, one run", title_justify="left")
+    for column in ("what", "x real time", "frames/s", "CPU s per s of video", "first result s",
+                   "peak memory MB"):  # fmt: skip
+        table.add_column(column, justify="left" if column == "what" else "right")
+    for row in rows:
+        table.add_row(
+            escape(str(row["what"])),
+            *(
+                "" if row.get(key) is None else f"{row[key]:.2f}" if digits else f"{row[key]:.0f}"
+                for key, digits in (
+                    ("realtime_factor", 1),
+                    ("frames_per_s", 0),
+                    ("cpu_s_per_s", 1),
+                    ("first_result_s", 1),
+                    ("peak_mb", 0),
+                )
+            ),
+        )
+    _out.print(table)

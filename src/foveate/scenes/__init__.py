@@ -1,0 +1,1 @@
+"""Every pixel labelled: RGB, hyperspectral and PolSAR scenes."""

@@ -1,0 +1,1 @@
+"""Generators with exact labels; every sample says that it is simulated."""

@@ -1,0 +1,1 @@
+"""Unlabelled input as it arrives, and the timeline that perception makes of it."""

@@ -1,0 +1,1 @@
+"""Clip recognition and the policies that decide which frames and pixels are computed."""
