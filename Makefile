@@ -28,7 +28,6 @@ contract: $(VENV)/.dev-ready
 	PYTHONPATH=src $(RUN)lint-imports
 
 docs: $(VENV)/.dev-ready
-	$(RUN)python docs/tables.py
 	NO_MKDOCS_2_WARNING=1 $(RUN)mkdocs build --strict -q
 
 check: lint types contract docs test

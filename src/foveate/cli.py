@@ -109,6 +109,11 @@ def watch(
                     progress=report,
                 )
             terminal.print_outcomes(target, outcomes)
+            if failed := sum(outcome.result is None for outcome in outcomes):
+                raise FoveateError(
+                    f"{failed} of {len(outcomes)} videos in {folder} could not be read; "
+                    f"the reasons are in {target / 'heart_rates.csv'}"
+                )
             return
     from foveate.apps.watch import watch as watch_one
 
@@ -213,12 +218,22 @@ def evidence(folder: Path = Path("evidence"), /, *, markdown: bool = False) -> N
 
 
 @app.command(group=_MACHINE)
-def data() -> None:
-    """List the data sets: licence, source, layout, and what is present here."""
+def data(name: str | None = None, /) -> None:
+    """List the data sets and what is present here; with a NAME, its card.
+
+    Parameters
+    ----------
+    name
+        Show everything about this data set: source, licence, layout, splits, citation.
+    """
     from foveate.datasets import catalogue
     from foveate.report import terminal
 
-    terminal.print_data(catalogue.rows())
+    if name is None:
+        terminal.print_data(catalogue.rows(), catalogue.data_root())
+    else:
+        known = catalogue.card(name).name
+        terminal.print_card(next(row for row in catalogue.rows() if row["name"] == known))
 
 
 models = App(

@@ -27,8 +27,9 @@ import numpy.typing as npt
 
 import foveate
 from foveate.errors import FoveateError
+from foveate.faces.heart_rate import BANDS
 from foveate.faces.presence import Presence
-from foveate.faces.pulse_analyser import PulseAnalyser
+from foveate.faces.pulse_analyser import PulseAnalyser, PulseSummary
 from foveate.faces.track import Analyser, Track
 from foveate.faces.tracker import AdaptiveStride, FaceTracker, FixedRegion
 from foveate.files import writable_dir, write_whole
@@ -377,7 +378,7 @@ class _Run:
                     "seen_from_s": round(seen.first_s, 3),
                     "seen_to_s": round(seen.last_s, 3),
                     "visible_s": round(seen.visible_s, 3),
-                    **pulses[track].as_dict(),
+                    **_pulse_facts(pulses[track]),
                 }
             )
         refusals = [
@@ -462,7 +463,32 @@ class _Run:
 def _pulse_analyser(settings: WatchSettings) -> PulseAnalyser:
     if settings.pulse == "mar":
         raise FoveateError("the pulse method mar has no weights yet; use --pulse pos")
-    return PulseAnalyser(method=settings.pulse, band=settings.band)
+    return PulseAnalyser(settings.pulse, BANDS[settings.band])
+
+
+def _pulse_facts(pulse: PulseSummary) -> dict[str, Any]:
+    """The summary of one person's pulse as plain values."""
+    result, breath = pulse.result, pulse.respiration
+    return {
+        "heart_rate": {
+            "bpm": result.bpm,
+            "low": result.lo,
+            "high": result.hi,
+            "confidence": result.confidence,
+            "snr_db": result.snr_db,
+            "accepted": result.accepted,
+            "reason": result.reason or None,
+            "method": result.method,
+            "windows_accepted": result.windows_accepted,
+            "windows_total": result.windows_total,
+        },
+        "hrv": {"metrics": pulse.hrv, "reason": pulse.hrv_reason or None},
+        "respiration": {
+            "bpm": breath.rate_bpm,
+            "confidence": breath.confidence,
+            "reason": breath.reason or None,
+        },
+    }
 
 
 def _finite(value: Any) -> Any:

@@ -11,6 +11,9 @@ from foveate.streams.timeline import Timeline
 __all__ = ["Presence", "Sighting"]
 
 
+_SIDES = ("x", "y", "width", "height")
+
+
 @dataclass
 class Sighting:
     """When one person was in view: first and last moment and the total, in seconds."""
@@ -60,7 +63,7 @@ class Presence:
         parts = []
         for track, rows in self._rows.items():
             parts.append(Timeline.of("face.visible", track, rows.time_s, [1.0] * len(rows.time_s)))
-            for name, column in zip(("x", "y", "width", "height"), zip(*rows.boxes), strict=True):
+            for name, column in zip(_SIDES, zip(*rows.boxes, strict=True), strict=True):
                 parts.append(Timeline.of(f"face.{name}_px", track, rows.time_s, column))
         self._rows.clear()
         return Timeline.concat(parts)

@@ -27,6 +27,7 @@ __all__ = [
     "many_videos",
     "one_video",
     "print_bench",
+    "print_card",
     "print_data",
     "print_doctor",
     "print_evidence",
@@ -198,9 +199,34 @@ def print_evidence(evidences: Sequence[Evidence], markdown: bool = False) -> Non
             )
 
 
-def print_data(rows: Sequence[Mapping[str, Any]]) -> None:
-    """The data sets."""
-    _print_rows(rows, ("name", "task", "licence", "size", "access", "present", "source"))
+def print_data(rows: Sequence[Mapping[str, str]], root: Path) -> None:
+    """One line for each data set."""
+    table = Table(
+        title=f"Data sets, looked for below {escape(str(root))}", title_justify="left", box=None
+    )
+    for column in ("data set", "for", "access", "here"):
+        table.add_column(column, overflow="fold")
+    for row in rows:
+        style = {"absent": "dim", "incomplete": "yellow"}.get(row["status"].split()[0], "green")
+        table.add_row(
+            f"[bold]{escape(row['name'])}[/]",
+            escape(row["task"]),
+            row["access"],
+            f"[{style}]{escape(row['status'])}[/]",
+        )
+    _out.print(table)
+    _out.print("more about one: foveate data NAME", style="dim", highlight=False)
+
+
+def print_card(row: Mapping[str, str]) -> None:
+    """Everything about one data set."""
+    table = Table(show_header=False, box=None, padding=(0, 2, 0, 0))
+    table.add_column(style="dim", no_wrap=True)
+    table.add_column(overflow="fold")
+    for key, value in row.items():
+        if value:
+            table.add_row(key, escape(value))
+    _out.print(table)
 
 
 def print_models(rows: Sequence[Mapping[str, Any]]) -> None:

@@ -1,0 +1,78 @@
+"""Puts measured figures into the documentation: pages name a recipe, the file says the rest.
+
+``<!-- evidence:NAME -->`` in a page becomes the arms, verdict and conditions of
+``evidence/NAME.json``; ``<!-- evidence:all -->`` becomes the table of all claims, and
+``<!-- changelog -->`` the project's CHANGELOG. No figure is typed twice.
+"""
+
+from __future__ import annotations
+
+import re
+from pathlib import Path
+
+from foveate.report.evidence import Evidence, markdown_table, mean, read_all
+
+ROOT = Path(__file__).resolve().parent.parent
+
+
+def _recipe(name: str) -> str:
+    path = ROOT / "evidence" / f"{name}.json"
+    if not path.is_file():
+        return f"*No evidence yet: run* `foveate run {name} --scale desk`*.*\n"
+    item = Evidence.read(path)
+    claim = item.claim
+    lines = [
+        f"**Verdict: {item.verdict}.** {claim.text}",
+        "",
+        f"Rule: {claim.rule}",
+        "",
+        f"Data: {'**simulated**, ' if item.simulated else ''}{item.data}. Scale `{item.scale}`, "
+        f"{len(item.seeds)} seeds, {item.seconds / 60:.0f} min on {item.machine.get('cpu')} "
+        f"({item.machine.get('cores')} cores), {item.created[:10]}, revision `{item.revision}`.",
+        "",
+        "Mean over seeds (smallest to largest):",
+        "",
+        markdown_table(item),
+        "",
+        *(f"- {name}: {text}" for name, text in item.arms.items()),
+        "",
+    ]
+    if item.findings:
+        lines += ["Further questions:", ""]
+        lines += [f"- {f.text} **{f.verdict}**" for f in item.findings]
+    if item.notes:
+        lines += ["", *(f"- {note}" for note in item.notes)]
+    return "\n".join(lines) + "\n"
+
+
+def _all() -> str:
+    folder = ROOT / "evidence"
+    if not list(folder.glob("*.json")):
+        return "*No evidence yet.*\n"
+    lines = [
+        "| recipe | verdict | metric | method | ablation | seeds | data |",
+        "|---|---|---|---:|---:|---:|---|",
+    ]
+    for item in read_all(folder):
+        claim = item.claim
+        data = ("simulated: " if item.simulated else "") + item.data
+        lines.append(
+            f"| {item.recipe} | **{item.verdict}** | {claim.metric} ({claim.direction} is better) "
+            f"| {mean(item.results, claim.method, claim.metric):.3g} "
+            f"| {mean(item.results, claim.ablation, claim.metric):.3g} "
+            f"| {len(item.seeds)} | {data} |"
+        )
+    return "\n".join(lines) + "\n"
+
+
+def on_page_markdown(markdown: str, **_: object) -> str:
+    """Called by mkdocs for every page."""
+
+    def fill(match: re.Match[str]) -> str:
+        what = match.group(1)
+        if what == "changelog":
+            return (ROOT / "CHANGELOG.md").read_text("utf-8")
+        name = what.partition(":")[2]
+        return _all() if name == "all" else _recipe(name)
+
+    return re.sub(r"<!-- (changelog|evidence:[a-z0-9-]+) -->", fill, markdown)
