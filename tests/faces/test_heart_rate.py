@@ -21,6 +21,7 @@ from hypothesis import strategies as st
 
 from foveate.errors import FoveateError
 from foveate.faces import heart_rate as hr
+from foveate.faces import variability
 from foveate.faces.pulse import METHODS, bandpass, detrend
 
 FloatArray = npt.NDArray[np.float64]
@@ -539,13 +540,13 @@ def test_variability_and_respiration_of_known_beats(bpm: float, breath_hz: float
     x = wave(beat_times, t) * (1 + 0.15 * np.sin(2 * np.pi * breath_hz * t))
     x = bandpass(x + 0.02 * rng.standard_normal(2700), 30.0, (0.6, 3.3))
     nn = 1000 * np.diff(beat_times[(beat_times > 0) & (beat_times < 90)])
-    got = hr.hrv(x, 30.0)
+    got = variability.hrv(x, 30.0)
     assert got["mean_nn_ms"] == pytest.approx(nn.mean(), rel=0.005)
     assert got["sdnn_ms"] == pytest.approx(nn.std(ddof=1), rel=0.25)
     assert got["rmssd_ms"] == pytest.approx(np.sqrt(np.mean(np.diff(nn) ** 2)), rel=0.35)
     assert got["beats"] == pytest.approx(len(nn) + 1, abs=2)
     assert 0 <= got["pnn50_percent"] <= 100
-    breath = hr.respiration(x, 30.0)
+    breath = variability.respiration(x, 30.0)
     assert breath.rate_bpm == pytest.approx(60 * breath_hz, abs=1)
     assert breath.reason == ""
 
@@ -557,15 +558,15 @@ def test_respiration_that_is_not_there_is_refused() -> None:
         np.arange(-2, 63, 0.9) + 0.01 * rng.standard_normal(73)[: len(np.arange(-2, 63, 0.9))]
     )
     x = wave(beat_times, np.arange(1800) / 30) * (1 + 0.02 * coloured(1800, 1, 0, rng)[:, 0])
-    got = hr.respiration(x, 30.0)
+    got = variability.respiration(x, 30.0)
     assert got.rate_bpm is None
     assert got.reason
 
 
 def test_too_little_for_variability() -> None:
     with pytest.raises(FoveateError, match=r"needs 30 s of pulse, here are 29\.0 s"):
-        hr.hrv(sine(60, 29, 30.0), 30.0)
-    assert "needs 30 s" in hr.respiration(sine(60, 29, 30.0), 30.0).reason
+        variability.hrv(sine(60, 29, 30.0), 30.0)
+    assert "needs 30 s" in variability.respiration(sine(60, 29, 30.0), 30.0).reason
 
 
 # -------------------------------------------------------------------------------------- benchmark

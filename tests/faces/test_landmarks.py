@@ -41,9 +41,13 @@ def test_the_table_is_left_right_symmetric_like_the_ibug_scheme(model, shared_da
     import cv2
 
     image = cv2.imread(str(shared_data / "faces/pyfeat/single_face.jpg"))[:, :, ::-1].copy()
-    mirror = [*range(16, -1, -1), *range(26, 16, -1), 27, 28, 29, 30, 35, 34, 33, 32, 31,
-              45, 44, 43, 42, 47, 46, 39, 38, 37, 36, 41, 40,
-              54, 53, 52, 51, 50, 49, 48, 59, 58, 57, 56, 55, 64, 63, 62, 61, 60, 67, 66, 65]  # fmt: skip
+    mirror = [
+        *(*range(16, -1, -1), *range(26, 16, -1)),
+        *(27, 28, 29, 30, 35, 34, 33, 32, 31),
+        *(45, 44, 43, 42, 47, 46, 39, 38, 37, 36, 41, 40),
+        *(54, 53, 52, 51, 50, 49, 48, 59, 58, 57, 56, 55),
+        *(64, 63, 62, 61, 60, 67, 66, 65),
+    ]
     with FaceLandmarker(model, mode="image") as landmarker:
         plain = ibug68(landmarker.detect(image)[0].landmarks)
         flipped = ibug68(landmarker.detect(image[:, ::-1].copy())[0].landmarks)

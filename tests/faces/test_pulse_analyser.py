@@ -37,7 +37,7 @@ def colours(times: np.ndarray, bpm: float, seed: int = 0, gain: float = 0.005) -
 
 def feed(analyser: PulseAnalyser, times: np.ndarray, rgb: np.ndarray, track: int = 0) -> None:
     for t, c in zip(times, rgb, strict=True):
-        analyser.update_colour(track, float(t), c)
+        analyser.add(track, float(t), c)
 
 
 def run(times: np.ndarray, rgb: np.ndarray, **settings: object) -> tuple[Timeline, PulseSummary]:
@@ -182,8 +182,8 @@ def test_people_do_not_mix() -> None:
     analyser = PulseAnalyser()
     one, two = colours(times, 60, 1), colours(times, 110, 2)
     for k, t in enumerate(times):
-        analyser.update_colour(0, float(t), one[k])
-        analyser.update_colour(7, float(t), two[k])
+        analyser.add(0, float(t), one[k])
+        analyser.add(7, float(t), two[k])
     analyser.finish()
     summaries = analyser.summaries()
     assert summaries[0].result.bpm == pytest.approx(60, abs=1.5)

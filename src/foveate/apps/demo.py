@@ -16,13 +16,13 @@ import numpy.typing as npt
 from foveate.files import data_dir
 from foveate.streams.writer import VideoWriter
 
-__all__ = ["DEMO_BPM", "demo_video"]
+__all__ = ["DEMO_BPM", "DEMO_CRF", "demo_video"]
 
 DEMO_BPM = 72.0
 _SECONDS = 20.0
 _FPS = 30.0
 _VERSION = 1
-_CRF = 8  # an ordinary rate factor removes a pulse from a still photograph
+DEMO_CRF = 8  # an ordinary rate factor removes a pulse from a still photograph
 
 
 def demo_video(progress: Callable[[float, float | None, str], None]) -> Path:
@@ -35,7 +35,7 @@ def demo_video(progress: Callable[[float, float | None, str], None]) -> Path:
     total = round(_SECONDS * _FPS)
     marked = {"simulated_pulse": "true"}
     with VideoWriter(
-        path, first.shape[1], first.shape[0], _FPS, crf=_CRF, metadata=marked
+        path, first.shape[1], first.shape[0], _FPS, crf=DEMO_CRF, metadata=marked
     ) as writer:
         writer.write(first)
         for image in frames:

@@ -409,7 +409,7 @@ class _Run:
             notes.append(f"{self.stream.damaged} damaged frame(s) were skipped.")
         looked = isinstance(self.tracker, FaceTracker)
         policy = self.tracker.policy if isinstance(self.tracker, FaceTracker) else None
-        return _finite(
+        summary: dict[str, Any] = _finite(
             {
                 "foveate": foveate.__version__,
                 "source": {
@@ -452,6 +452,7 @@ class _Run:
                 "medical": "Not a medical device: for research and exploration only.",
             }
         )
+        return summary
 
     def _page(self, summary: dict[str, Any]) -> None:
         from foveate.report.watch import write_watch_page
@@ -468,7 +469,11 @@ class _Run:
 
 def _pulse_analyser(settings: WatchSettings) -> PulseAnalyser:
     if settings.pulse == "mar":
-        raise FoveateError("the pulse method mar has no weights yet; use --pulse pos")
+        from foveate.faces import erea
+        from foveate.faces.network_pulse import NetworkPulse
+
+        weights = model_files.verify("mar-rppg")
+        return NetworkPulse(erea.load(weights), "mar", BANDS[settings.band])
     return PulseAnalyser(settings.pulse, BANDS[settings.band])
 
 

@@ -44,11 +44,10 @@ import itertools
 import math
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
-from typing import Any, Literal
+from typing import Literal
 
 import numpy as np
 import numpy.typing as npt
-from scipy.interpolate import CubicSpline
 from scipy.signal import find_peaks, periodogram
 
 from foveate.errors import FoveateError
@@ -69,7 +68,6 @@ __all__ = [
     "BANDS",
     "GAP_S",
     "HOP_S",
-    "HRV_S",
     "SHORTEST_S",
     "SLOWEST_HZ",
     "WHOLE_S",
@@ -78,7 +76,6 @@ __all__ = [
     "HRResult",
     "HeartRate",
     "Metrics",
-    "Respiration",
     "WindowEstimate",
     "benchmark_metrics",
     "combine_windows",
@@ -86,9 +83,7 @@ __all__ = [
     "estimate",
     "evidence",
     "heart_rate",
-    "hrv",
     "macc",
-    "respiration",
     "snr_db",
     "split_at_gaps",
     "waveform",
@@ -111,8 +106,6 @@ GAP_S = 0.5
 """A hole in the time stamps longer than this many seconds splits a trace."""
 SLOWEST_HZ, FASTEST_HZ = 15.0, 60.0
 """Rates a trace is put on: below, CHROM's filter has no room in its window; above is no gain."""
-HRV_S = 30.0
-"""Seconds of accepted signal in a row that heart rate variability and respiration need."""
 
 ACCEPT = 0.85
 """Confidence from which on an estimate is reported."""
@@ -186,7 +179,7 @@ def _logistic(x: float) -> float:
 
 
 @dataclass(frozen=True, slots=True)
-class _Spectrum:
+class Spectrum:
     f: FloatArray  # Hz
     power: FloatArray
 
@@ -196,20 +189,20 @@ def _drift_free(x: FloatArray, fs: float) -> FloatArray:
     return detrend(x, 100.0 * (fs / 30.0) ** 2)
 
 
-def _spectrum(x: FloatArray, fs: float, nfft: int | None = None) -> _Spectrum:
+def _spectrum(x: FloatArray, fs: float, nfft: int | None = None) -> Spectrum:
     """Hann periodogram. No band pass: it would only tilt the noise that the peak is compared to."""
     y = _drift_free(x, fs)
     n = len(y)
-    nfft = max(nfft or 4 * _next_power_of_2(n), n)
+    nfft = max(nfft or 4 * next_power_of_2(n), n)
     power = np.abs(np.fft.rfft(y * np.hanning(n + 2)[1:-1], nfft)) ** 2
-    return _Spectrum(np.fft.rfftfreq(nfft, 1 / fs).astype(np.float64), power)
+    return Spectrum(np.fft.rfftfreq(nfft, 1 / fs).astype(np.float64), power)
 
 
-def _next_power_of_2(n: int) -> int:
+def next_power_of_2(n: int) -> int:
     return 1 << (n - 1).bit_length()
 
 
-def _peak(s: _Spectrum, band: Band) -> float | None:
+def highest_peak(s: Spectrum, band: Band) -> float | None:
     """Highest local maximum inside the band in Hz, refined by a parabola; None without one.
 
     The edge of the band is no maximum: there the flank of a slow movement is highest.
@@ -226,7 +219,7 @@ def _peak(s: _Spectrum, band: Band) -> float | None:
     return float((top + shift) * (s.f[1] - s.f[0]))
 
 
-def _snr(s: _Spectrum, f0: float, band: Band, half_width: float = _LINE_HALF_WIDTH) -> float:
+def _snr(s: Spectrum, f0: float, band: Band, half_width: float = _LINE_HALF_WIDTH) -> float:
     inside = (s.f >= band[0]) & (s.f <= band[1])
     line = (np.abs(s.f - f0) <= half_width) | (np.abs(s.f - 2 * f0) <= half_width)
     signal = s.power[inside & line].sum()
@@ -246,7 +239,7 @@ def snr_db(bvp: npt.ArrayLike, fs: float, hr_bpm: float, band: Band = BANDS["def
     FoveateError
         The waveform is not ``(T,)``, not finite, or shorter than 3 samples.
     """
-    return _snr(_spectrum(_checked(bvp, fs), fs), hr_bpm / 60, band)
+    return _snr(_spectrum(checked_waveform(bvp, fs), fs), hr_bpm / 60, band)
 
 
 def white_noise_snr_db(seconds: float, band: Band = BANDS["default"]) -> float:
@@ -273,7 +266,7 @@ def evidence(
     rgb
         ``(T, 3)`` mean skin colour of the same samples.
     """
-    x = _checked(bvp, fs)
+    x = checked_waveform(bvp, fs)
     f0 = bpm / 60
     n = len(x)
     lines = [_snr(_spectrum(x, fs), f0, band)]
@@ -338,7 +331,7 @@ def heart_rate(
         The waveform is not ``(T,)``, not finite, or the rate too low for the band. Too little
         signal is no error: it is a refusal with ``accepted=False`` and a reason.
     """
-    x = _checked(bvp, fs)
+    x = checked_waveform(bvp, fs)
     if band is None:
         band = BANDS["benchmark" if method == "toolbox" else "default"]
     if not 0 < band[0] < band[1] < fs / 2:
@@ -371,12 +364,12 @@ def heart_rate(
 
 
 def _by_fft(x: FloatArray, fs: float, band: Band, nfft: int | None) -> float | None:
-    return _peak(_spectrum(x, fs, nfft), band)
+    return highest_peak(_spectrum(x, fs, nfft), band)
 
 
 def _by_toolbox(x: FloatArray, fs: float, band: Band, nfft: int | None) -> float | None:
     filtered = bandpass(detrend(x, 100.0), fs, band)
-    f, power = periodogram(filtered, fs, nfft=nfft or _next_power_of_2(len(x)), detrend=False)
+    f, power = periodogram(filtered, fs, nfft=nfft or next_power_of_2(len(x)), detrend=False)
     k = np.flatnonzero((f >= band[0]) & (f <= band[1]))
     return float(f[k[np.argmax(power[k])]])
 
@@ -390,7 +383,7 @@ def _by_peaks(x: FloatArray, fs: float, band: Band, nfft: int | None) -> float |
     return f0 if band[0] <= f0 <= band[1] else None
 
 
-def _checked(bvp: npt.ArrayLike, fs: float) -> FloatArray:
+def checked_waveform(bvp: npt.ArrayLike, fs: float) -> FloatArray:
     x = np.asarray(bvp, dtype=np.float64)
     if x.ndim != 1 or len(x) < 3:
         raise FoveateError(f"heart rate: the waveform has shape {x.shape}, expected (T,), T >= 3")
@@ -634,137 +627,6 @@ def estimate(
             rate = heart_rate(extract(uniform[cut], fs), fs, band, rgb=uniform[cut])
             windows.append(WindowEstimate(grid[start], grid[start] + length / fs, rate))
     return combine_windows(windows, name, max(durations))
-
-
-# --------------------------------------------------------- heart rate variability and respiration
-
-
-@dataclass(frozen=True, slots=True)
-class Respiration:
-    """Breaths per minute, or None and the reason why not; `confidence` in 0 .. 1."""
-
-    rate_bpm: float | None
-    confidence: float
-    reason: str
-
-
-_FINE_HZ = 250.0  # beats are placed on this grid: at 30 Hz a beat would be 17 ms off
-_BREATH_BAND: Band = (0.13, 0.5)  # Hz, 8-30 per minute; the heart's Mayer waves lie at 0.1 Hz
-_BREATHS_AGREE = 2.0  # per minute
-
-
-def _beats(bvp: FloatArray, fs: float) -> tuple[FloatArray, npt.NDArray[np.intp]]:
-    """The waveform on a fine grid and the samples of its systolic peaks (Elgendi, 2013)."""
-    import neurokit2 as nk
-
-    n = len(bvp)
-    fine_times = np.arange(0, (n - 1) / fs, 1 / _FINE_HZ)
-    fine = CubicSpline(np.arange(n) / fs, bvp)(fine_times)
-    found = nk.ppg_findpeaks(fine, sampling_rate=int(_FINE_HZ), method="elgendi")
-    return fine, np.asarray(found["PPG_Peaks"], dtype=np.intp)
-
-
-def hrv(bvp: npt.ArrayLike, fs: float) -> dict[str, float]:
-    """Heart rate variability in the time domain, by neurokit2.
-
-    Parameters
-    ----------
-    bvp
-        ``(T,)`` pulse waveform, systole up, at least 30 s of it, all of it accepted.
-
-    Returns
-    -------
-    ``beats`` (count), ``mean_nn_ms``, ``sdnn_ms``, ``rmssd_ms`` (milliseconds), ``pnn50_percent``.
-    A camera places a beat some 10 ms off and the band pass smooths: in simulations with 20-45 ms
-    of RMSSD the mean is right within 1 ms, RMSSD within 10 ms. Compare within one set-up, not with
-    an ECG.
-
-    Raises
-    ------
-    FoveateError
-        Fewer than 30 s, or fewer than 10 beats found, or neurokit2 is not installed.
-    """
-    x = _checked(bvp, fs)
-    if len(x) / fs < HRV_S:
-        raise FoveateError(
-            f"heart rate variability needs {HRV_S:g} s of pulse, here are {len(x) / fs:.1f} s"
-        )
-    nk = _neurokit()
-    _, peaks = _beats(x, fs)
-    if len(peaks) < 10:
-        raise FoveateError(f"heart rate variability needs 10 beats, {len(peaks)} were found")
-    table = nk.hrv_time(peaks, sampling_rate=int(_FINE_HZ))
-    return {
-        "beats": float(len(peaks)),
-        "mean_nn_ms": float(table["HRV_MeanNN"].iloc[0]),
-        "sdnn_ms": float(table["HRV_SDNN"].iloc[0]),
-        "rmssd_ms": float(table["HRV_RMSSD"].iloc[0]),
-        "pnn50_percent": float(table["HRV_pNN50"].iloc[0]),
-    }
-
-
-def _neurokit() -> Any:
-    try:
-        import neurokit2
-    except ImportError as error:
-        raise FoveateError(
-            "heart rate variability needs neurokit2: pip install 'foveate[faces]'"
-        ) from error
-    return neurokit2
-
-
-def respiration(bvp: npt.ArrayLike, fs: float) -> Respiration:
-    """Breaths per minute carried by the pulse: breathing modulates rate and height of the beats.
-
-    Both series (interval to the next beat, height over the foot before) are put on a 4 Hz grid
-    and the highest peak within 0.13-0.5 Hz (above the Mayer waves) is read off their spectra. The
-    mean is reported when the two agree within 2 breaths per minute (the fusion of Karlen et al.,
-    IEEE TBME 2013, with two of its three modulations); the confidence is the smaller share of
-    spectral power in the line.
-
-    Raises
-    ------
-    FoveateError
-        neurokit2 is not installed.
-    """
-    x = _checked(bvp, fs)
-    if len(x) / fs < HRV_S:
-        return Respiration(
-            None, 0.0, f"respiration needs {HRV_S:g} s of pulse, here are {len(x) / fs:.1f} s"
-        )
-    _neurokit()
-    fine, peaks = _beats(x, fs)
-    if len(peaks) < 10:
-        return Respiration(None, 0.0, f"respiration needs 10 beats, {len(peaks)} were found")
-    at = peaks / _FINE_HZ
-    feet = [float(fine[a:b].min()) for a, b in itertools.pairwise(peaks)]
-    series = (np.diff(at), fine[peaks[1:]] - np.array(feet))
-    found: list[tuple[float, float]] = []
-    for values in series:
-        grid, uniform = resample_uniform(at[1:], values, 4.0)
-        y = uniform - np.poly1d(np.polyfit(grid, uniform, 1))(grid)
-        taper = np.hanning(len(y) + 2)[1:-1]
-        nfft = 8 * _next_power_of_2(len(y))
-        power = np.abs(np.fft.rfft(y * taper, nfft)) ** 2
-        s = _Spectrum(np.fft.rfftfreq(nfft, 0.25).astype(np.float64), power)
-        f0 = _peak(s, _BREATH_BAND)
-        if f0 is None:
-            return Respiration(None, 0.0, "no rhythm of breathing in the pulse")
-        inside = (s.f >= _BREATH_BAND[0]) & (s.f <= _BREATH_BAND[1])
-        line = inside & (np.abs(s.f - f0) <= 2 / (grid[-1] - grid[0]))
-        found.append((60 * f0, float(s.power[line].sum() / s.power[inside].sum())))
-    (by_rate, share_rate), (by_height, share_height) = found
-    confidence = min(share_rate, share_height)
-    if abs(by_rate - by_height) > _BREATHS_AGREE:
-        return Respiration(
-            None,
-            confidence,
-            f"rate and height of the beats disagree ({by_rate:.0f} and {by_height:.0f} breaths "
-            "per minute)",
-        )
-    if confidence < 0.5:
-        return Respiration(None, confidence, "no clear rhythm of breathing in the pulse")
-    return Respiration((by_rate + by_height) / 2, confidence, "")
 
 
 # -------------------------------------------------------------------------------------- benchmark

@@ -37,26 +37,23 @@ from foveate.faces.heart_rate import (
     BANDS,
     GAP_S,
     HOP_S,
-    HRV_S,
     SHORTEST_S,
     SLOWEST_HZ,
     WHOLE_S,
     WINDOW_S,
     HeartRate,
     HRResult,
-    Respiration,
     WindowEstimate,
     combine_windows,
     common_rate,
     heart_rate,
-    hrv,
-    respiration,
     waveform,
     whole_clip,
 )
 from foveate.faces.pulse import Band, PulseMethod, bandpass, detrend
 from foveate.faces.skin import mean_skin_rgb
 from foveate.faces.track import Track
+from foveate.faces.variability import HRV_S, Respiration, hrv, respiration
 from foveate.streams.frame import Frame
 from foveate.streams.timeline import Timeline
 
@@ -76,7 +73,7 @@ class PulseSummary:
     result
         Heart rate or refusal.
     hrv
-        Heart rate variability (names with units, see :func:`foveate.faces.heart_rate.hrv`) over
+        Heart rate variability (names with units, see :func:`foveate.faces.variability.hrv`) over
         the longest accepted stretch, or None and `hrv_reason`.
     respiration
         Breaths per minute, or None and the reason.
@@ -305,12 +302,12 @@ class PulseWindows:
 
 @dataclass(slots=True)
 class _Person:
-    """Skin colour of one track since the last gap, and its windows."""
+    """What was read off one track since the last gap (colour first), and its windows."""
 
     windows: PulseWindows
     rows: _Rows
     times: list[float] = field(default_factory=list)
-    colours: list[FloatArray] = field(default_factory=list)
+    samples: list[npt.NDArray[np.floating]] = field(default_factory=list)
     fs: float = 0.0
     origin_s: float = 0.0  # of the uniform grid: first frame of the stretch
     next_sample: int = 0  # of the grid, where the next window starts
@@ -360,10 +357,18 @@ class PulseAnalyser:
 
     def update(self, frame: Frame, track: Track) -> None:
         """Read the skin colour of one face in one frame."""
-        self.update_colour(track.id, frame.time_s, mean_skin_rgb(frame.image, track))
+        self.add(track.id, frame.time_s, mean_skin_rgb(frame.image, track))
 
-    def update_colour(self, track: int, time_s: float, rgb: FloatArray) -> None:
-        """Take a skin colour ``(3,)`` that somebody else has measured; NaN: no skin in view."""
+    def add(self, track: int, time_s: float, sample: npt.NDArray[np.floating]) -> None:
+        """Take what was measured of a face at a moment.
+
+        Parameters
+        ----------
+        sample
+            ``(3,)`` mean skin colour, 0-255; NaN: no skin in view. An analyser that derives its
+            waveform from more appends that to the three.
+        """
+        rgb = sample[:3]
         person = self._people.get(track)
         if person is None:
             person = _Person(PulseWindows(track, self._name, self._band), _Rows(track))
@@ -383,7 +388,7 @@ class PulseAnalyser:
             person.first_s = time_s
         person.last_s = time_s
         person.times.append(time_s)
-        person.colours.append(np.asarray(rgb, dtype=np.float64))
+        person.samples.append(np.asarray(sample))
         self._make_windows(person)
 
     def _make_windows(self, person: _Person) -> None:
@@ -401,7 +406,7 @@ class PulseAnalyser:
         while person.times[drop + 1] < keep_s:
             drop += 1
         if drop:
-            del person.times[:drop], person.colours[:drop]
+            del person.times[:drop], person.samples[:drop]
 
     def _rate(self, person: _Person) -> float:
         if person.fs == 0:
@@ -409,15 +414,26 @@ class PulseAnalyser:
         return person.fs
 
     def _uniform(self, person: _Person, start: int, length: int) -> FloatArray:
-        """``(length, 3)`` colours on the grid of the stretch, from grid sample `start` on."""
+        """``(length, C)`` samples on the grid of the stretch, from grid point `start` on."""
+        times = np.array(person.times)
         grid = person.origin_s + np.arange(start, start + length) / person.fs
-        colours = np.array(person.colours)
-        return np.stack([np.interp(grid, person.times, column) for column in colours.T], axis=1)
+        after = np.clip(np.searchsorted(times, grid), 1, len(times) - 1)
+        step = (grid - times[after - 1]) / (times[after] - times[after - 1])
+        step = np.clip(step, 0, 1)[:, None]
+        samples = np.array(person.samples)
+        even: FloatArray = samples[after - 1] * (1 - step) + samples[after] * step
+        return even
+
+    def waveform(self, samples: FloatArray, fs: float) -> FloatArray:
+        """Pulse ``(T,)``, systole up, out of samples ``(T, C)``: here, of their colour."""
+        return self._extract(samples[:, :3], fs)
 
     def _window(self, person: _Person, start: int, length: int) -> None:
-        rgb = self._uniform(person, start, length)
-        wave = self._extract(rgb, person.fs)
-        person.windows.add(person.origin_s + start / person.fs, wave, person.fs, rgb)
+        samples = self._uniform(person, start, length)
+        wave = self.waveform(samples, person.fs)
+        person.windows.add(
+            person.origin_s + start / person.fs, wave, person.fs, samples[:, :3].copy()
+        )
         person.covered_until = start + length
 
     def _end_stretch(self, person: _Person) -> None:
@@ -431,7 +447,7 @@ class PulseAnalyser:
                 self._window(person, samples - length, length)
         person.windows.end_stretch(seconds)
         person.stretches += 1
-        person.times, person.colours = [], []
+        person.times, person.samples = [], []
         person.next_sample = person.covered_until = 0
 
     def drain(self) -> Timeline:
@@ -460,8 +476,9 @@ class PulseAnalyser:
         if person.stretches or not SHORTEST_S - 1 / 15 <= seconds <= WHOLE_S:
             return None
         fs = self._rate(person)
-        rgb = self._uniform(person, 0, math.floor(seconds * fs + 1e-6) + 1)
-        return heart_rate(self._extract(rgb, fs), fs, self._band, rgb=rgb)
+        samples = self._uniform(person, 0, math.floor(seconds * fs + 1e-6) + 1)
+        rgb = samples[:, :3].copy()
+        return heart_rate(self.waveform(samples, fs), fs, self._band, rgb=rgb)
 
     def summaries(self) -> dict[int, PulseSummary]:
         """Result of every person by track number, after :meth:`finish`."""

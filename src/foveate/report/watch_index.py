@@ -52,7 +52,7 @@ def write_watch_index(path: Path, videos: Sequence[Mapping[str, Any]]) -> Path:
                 "people": people,
             }
         )
-    first = next((item["summary"] for item in videos if item["summary"]), {})
+    first: Mapping[str, Any] = next((v["summary"] for v in videos if v["summary"]), {})
     return write_page(
         path,
         "watch_index.html.j2",
