@@ -26,6 +26,7 @@ from importlib import metadata
 from pathlib import Path
 from typing import Any, Literal
 
+from rich.markup import escape
 from rich.table import Table
 
 from foveate.errors import FoveateError
@@ -389,21 +390,23 @@ _STYLE = {"reproduced": "green", "not reproduced": "red", "inconclusive": "yello
 
 def evidence_table(evidences: Sequence[Evidence]) -> Table:
     """The table of ``foveate evidence``."""
-    table = Table(title="Claims rerun here", title_justify="left", show_lines=False)
-    for name in ("recipe", "verdict", "metric", "method", "ablation", "seeds", "data", "scale"):
-        table.add_column(name, overflow="fold")
+    table = Table(title="Claims rerun here", title_justify="left", box=None, padding=(0, 2, 0, 0))
+    table.add_column("recipe", no_wrap=True)
+    table.add_column("verdict", no_wrap=True)
+    table.add_column("metric, data", overflow="fold")
+    for name in ("method", "ablation", "seeds"):
+        table.add_column(name, justify="right", no_wrap=True)
     for item in evidences:
         method, ablation = _figures(item)
-        arrow = "lower is better" if item.claim.direction == "lower" else "higher is better"
+        where = ("simulated: " if item.simulated else "") + f"{item.data}, {item.scale}"
         table.add_row(
-            item.recipe,
+            f"[bold]{escape(item.recipe)}[/]",
             f"[{_STYLE[item.verdict]}]{item.verdict}[/]",
-            f"{item.claim.metric} ({arrow})",
+            f"{escape(item.claim.metric)} ({item.claim.direction} is better)\n"
+            f"[dim]{escape(where)}[/]",
             method,
             ablation,
             str(len(item.seeds)),
-            ("simulated: " if item.simulated else "") + item.data,
-            item.scale,
         )
     return table
 
