@@ -302,7 +302,9 @@ class FaceModel:
         reach = ~oval & (v < max(self.hair_length, -0.25)) & (not bald)
         hair = blur(((cap & reach) | (locks & (not bald))).astype(np.float32), 0.008)
         # Colour goes on outside the outline, else skin shines through along its soft edge.
-        dye = np.maximum(hair, blur((reach & ((v < -0.06) | locks)).astype(np.float32), 0.008))
+        dye = np.maximum(
+            hair, blur((reach & ((v < -0.06) | (abs(u) > 0.97 * sx))).astype(np.float32), 0.008)
+        )
 
         # Skin: two octaves of noise, shaded folds, cheeks, lips, brows, beard, moles.
         tone = 1 + 0.03 * _noise(rng, 40, n) + 0.12 * _noise(rng, 7, n) * 0.5

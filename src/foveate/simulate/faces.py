@@ -51,7 +51,7 @@ from foveate.simulate.scripts import (
 
 __all__ = ["PRESETS", "SPLITS", "VERSION", "FaceSim", "SimClip", "SimLabels"]
 
-VERSION = "3"
+VERSION = "4"
 """Changes whenever the same seed gives other bytes; part of every cache key."""
 
 SPLITS = {"train": range(10000), "val": range(10000, 11000), "test": range(11000, 12000)}
