@@ -106,3 +106,14 @@ def test_bad_requests_are_named(clip: SimClip, tmp_path: Path) -> None:
         export(clip, "VHS", tmp_path)
     with pytest.raises(FoveateError, match="subject"):
         export(clip, "PURE", tmp_path, subject=0)
+
+
+@pytest.mark.parametrize("layout", ["UBFC-rPPG", "PURE", "MMPD"])
+def test_the_loaders_of_the_public_sets_read_it(clip: SimClip, tmp_path: Path, layout: str) -> None:
+    rppg = pytest.importorskip("foveate.datasets.rppg")
+    loader = {"UBFC-rPPG": rppg.UBFCrPPG, "PURE": rppg.PURE, "MMPD": rppg.MMPD}[layout]
+    export(clip, layout, tmp_path, subject=4)
+    read = loader(tmp_path).clip(0)
+    np.testing.assert_array_equal(read.frames, clip.frames)
+    assert np.corrcoef(read.bvp, clip.labels["bvp"])[0, 1] > 0.97
+    assert read.fps == pytest.approx(30, rel=1e-3)

@@ -23,6 +23,7 @@ from foveate.errors import FoveateError
 from foveate.files import writable_dir, write_whole
 from foveate.simulate.codecs import Codec, encode
 from foveate.simulate.face_geometry import ACTION_UNITS
+from foveate.simulate.face_renderer import PARTS
 from foveate.simulate.faces import SimClip
 
 __all__ = ["LAYOUTS", "export"]
@@ -101,8 +102,9 @@ def _mmpd(clip: SimClip, root: Path, subject: int, take: int) -> Path:
         else "Stationary",
         "exercise": "False",
         "skin_color": int(np.clip(round(3 + 3 * melanin / 0.85), 3, 6)),
-        "gender": "unknown",
-        "glasser": "False",
+        # A drawn head has no sex, but the layout asks for one.
+        "gender": ("female", "male")[clip.labels["identity"] % 2],
+        "glasser": str(bool((clip.labels["parts"] == PARTS.index("glasses")).any())),
         "hair_cover": "False",
         "makeup": "False",
         "simulated": "True",
