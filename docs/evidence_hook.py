@@ -1,16 +1,31 @@
 """Puts measured figures into the documentation: pages name a recipe, the file says the rest.
 
 ``<!-- evidence:NAME -->`` in a page becomes the arms, verdict and conditions of
-``evidence/NAME.json``; ``<!-- evidence:all -->`` becomes the table of all claims, and
+``evidence/NAME.json``; ``<!-- bench:NAME -->`` the rows of ``docs/bench/NAME.json``, which
+``foveate bench NAME --out`` writes; ``<!-- evidence:all -->`` becomes the table of all claims, and
 ``<!-- changelog -->`` the project's CHANGELOG. No figure is typed twice.
 """
 
 from __future__ import annotations
 
+import json
 import re
 from pathlib import Path
 
 from foveate.report.evidence import Evidence, markdown_table, mean, read_all
+
+_HEADS = {
+    "what": "",
+    "realtime_factor": "x real time",
+    "frames_per_s": "frames/s",
+    "cpu_s_per_s": "CPU s per s of video",
+    "first_result_s": "first result, s",
+    "peak_mb": "peak memory, MB",
+    "bpm": "heart rate, bpm",
+    "mae_bpm": "MAE of all, bpm",
+    "mae_accepted_bpm": "MAE of accepted, bpm",
+    "false_accepted": "accepted without a pulse",
+}
 
 ROOT = Path(__file__).resolve().parent.parent
 
@@ -65,6 +80,20 @@ def _all() -> str:
     return "\n".join(lines) + "\n"
 
 
+def _bench(name: str) -> str:
+    path = ROOT / "docs" / "bench" / f"{name}.json"
+    if not path.is_file():
+        return f"*Not measured yet: run* `foveate bench {name} --out docs/bench/{name}.json`*.*\n"
+    rows = json.loads(path.read_text("utf-8"))
+    keys = [key for key in rows[0] if key != "simulated"]
+    lines = ["| " + " | ".join(_HEADS.get(key, key) for key in keys) + " |"]
+    lines.append("|---|" + "---:|" * (len(keys) - 1))
+    for row in rows:
+        cells = ["" if row[key] is None else str(row[key]) for key in keys]
+        lines.append("| " + " | ".join(cells) + " |")
+    return "\n".join(lines) + "\n"
+
+
 def on_page_markdown(markdown: str, **_: object) -> str:
     """Called by mkdocs for every page."""
 
@@ -72,7 +101,9 @@ def on_page_markdown(markdown: str, **_: object) -> str:
         what = match.group(1)
         if what == "changelog":
             return (ROOT / "CHANGELOG.md").read_text("utf-8")
-        name = what.partition(":")[2]
+        kind, _, name = what.partition(":")
+        if kind == "bench":
+            return _bench(name)
         return _all() if name == "all" else _recipe(name)
 
-    return re.sub(r"<!-- (changelog|evidence:[a-z0-9-]+) -->", fill, markdown)
+    return re.sub(r"<!-- (changelog|evidence:[a-z0-9-]+|bench:[a-z]+) -->", fill, markdown)

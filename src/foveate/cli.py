@@ -285,7 +285,7 @@ def doctor() -> None:
 
 bench = App(
     name="bench",
-    help="Speed against peers, as ratios measured in one run.",
+    help="Speed against peers, and accuracy on simulated faces, measured in one run.",
     help_format="plaintext",
     group=_MACHINE,
 )
@@ -311,6 +311,25 @@ def bench_watch(
     from foveate.report import terminal
 
     terminal.print_bench(time_watch(seconds, peer_python, out))
+
+
+@bench.command(name="pulse")
+def bench_pulse(*, clips: int = 20, seconds: float = 20.0, out: Path | None = None) -> None:
+    """Heart-rate error and false acceptance on simulated faces with and without a pulse.
+
+    Parameters
+    ----------
+    clips
+        Clips for each preset, with and without a pulse.
+    seconds
+        Length of a clip.
+    out
+        Write the figures to this JSON file as well.
+    """
+    from foveate.apps.bench import pulse_accuracy
+    from foveate.report import terminal
+
+    terminal.print_accuracy(pulse_accuracy(clips, seconds, out))
 
 
 def main(arguments: list[str] | None = None) -> None:

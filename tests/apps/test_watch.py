@@ -5,7 +5,7 @@ from __future__ import annotations
 import json
 import math
 import os
-import shutil
+import platform
 import subprocess
 import sys
 from pathlib import Path
@@ -294,15 +294,18 @@ def test_an_interrupted_run_leaves_nothing_half_written_and_an_older_result_whol
 
 
 def test_leftovers_of_a_killed_run_are_cleared(pulse_video, tmp_path):
-    dead = tmp_path / "o" / ".partial-999999999"
+    here = f".partial-{platform.node()}-"
+    dead = tmp_path / "o" / f"{here}999999999"
     dead.mkdir(parents=True)
     (dead / "signals.parquet").write_bytes(b"half")
-    alive = tmp_path / "o" / f".partial-{os.getppid()}"
+    alive = tmp_path / "o" / f"{here}{os.getppid()}"
     alive.mkdir()
+    elsewhere = tmp_path / "o" / ".partial-another.machine-999999999"
+    elsewhere.mkdir()
     watch(pulse_video, tmp_path / "o", roi=(30, 20, 40, 40), video=False)
     assert not dead.exists()
     assert alive.exists()
-    shutil.rmtree(alive)
+    assert elsewhere.exists()
 
 
 def test_unknown_keyword_in_python_is_refused(pulse_video):

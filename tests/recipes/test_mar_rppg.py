@@ -4,6 +4,9 @@ from __future__ import annotations
 
 import dataclasses
 import json
+import os
+import subprocess
+import sys
 
 import numpy as np
 import pytest
@@ -15,7 +18,7 @@ from foveate.faces import erea
 from foveate.faces.erea import EREA, EREAConfig
 from foveate.files import sha256_of
 from foveate.recipes import mar_rppg as recipe
-from foveate.recipes.mar_rppg import PRESETS, Clip, Data
+from foveate.recipes.mar_rppg import ARMS, PRESETS, Clip, Data
 from foveate.report.evidence import Evidence, Result
 from make_miniatures import rppg as mini
 
@@ -316,3 +319,17 @@ def test_real_person_is_read_by_the_classic_methods(shared_data, tmp_path, monke
     for arm in ("pos", "chrom", "green"):
         assert 51 <= recipe.rate(recipe.read_classic(arm, clip, config), config) <= 55
     assert any("real person" in note for note in notes)
+
+
+def test_two_processes_train_together_and_one_writes(tmp_path):
+    environment = {**os.environ, "FOVEATE_DATA": str(tmp_path / "data"), "OMP_NUM_THREADS": "1"}
+    done = subprocess.run(
+        [sys.executable, "-m", "foveate", "run", "mar-rppg", "--scale", "smoke",
+         "--set", "batch=2", "--devices", "2", "--out", str(tmp_path / "evidence")],
+        capture_output=True, text=True, timeout=300, check=False, env=environment,
+    )  # fmt: skip
+    assert done.returncode == 0, done.stderr[-2000:]
+    written = Evidence.read(tmp_path / "evidence" / "mar-rppg.json")
+    assert written.config["devices"] == 2
+    assert {r.arm for r in written.results} == set(ARMS)
+    assert len(list((tmp_path / "evidence").iterdir())) == 1

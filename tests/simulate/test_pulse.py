@@ -221,6 +221,20 @@ def test_micro_motion_lifts_the_picture_with_the_beat() -> None:
     assert abs(rate_bpm(swing) - labels["hr_mean_bpm"]) < 2
 
 
+def test_sway_moves_the_picture_slowly_by_its_amplitude() -> None:
+    import cv2
+
+    image, landmarks = portrait()
+    video, _ = apply_pulse(image, 60.0, FPS, 8, landmarks=landmarks, gain=0.0, sway=4.0)
+    first = image.mean(2).astype(np.float32)
+    shifts = np.array(
+        [cv2.phaseCorrelate(first, frame.mean(2).astype(np.float32))[0] for frame in video]
+    )
+    t = np.arange(len(video)) / FPS
+    np.testing.assert_allclose(shifts[:, 0], 4.0 * np.sin(2 * np.pi * 0.13 * t), atol=0.6)
+    np.testing.assert_allclose(shifts[:, 1], 2.4 * np.sin(2 * np.pi * 0.21 * t), atol=0.6)
+
+
 def test_own_pulse_of_a_video_is_taken_out_first() -> None:
     image, landmarks = portrait(96)
     own, before = apply_pulse(image, 60.0, FPS, 12, landmarks=landmarks, gain=0.02)

@@ -21,13 +21,13 @@ __all__ = ["DEMO_BPM", "DEMO_CRF", "demo_video"]
 DEMO_BPM = 72.0
 _SECONDS = 20.0
 _FPS = 30.0
-_VERSION = 1
+_VERSION = 2
 DEMO_CRF = 8  # an ordinary rate factor removes a pulse from a still photograph
 
 
 def demo_video(progress: Callable[[float, float | None, str], None]) -> Path:
     """Path of the example clip, made on first use (20 s, 512x512, 30 frames/s)."""
-    path = data_dir() / "cache" / f"demo-v{_VERSION}.mp4"
+    path = data_dir() / "cache" / f"demo-{_VERSION}" / "demo.mp4"
     if path.exists():
         return path
     frames = _frames()
@@ -71,5 +71,6 @@ def _frames() -> Iterator[npt.NDArray[np.uint8]]:
         landmarks=ibug68(faces[0].landmarks),
         gain=0.02,
         micro_motion=True,
+        sway=3.0,
         seed=0,
     )

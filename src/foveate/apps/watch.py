@@ -13,6 +13,7 @@ import hashlib
 import json
 import math
 import os
+import platform
 import queue
 import shutil
 import threading
@@ -240,11 +241,12 @@ def _staging(folder: Path) -> Iterator[Path]:
     """A hidden folder inside `folder` that vanishes unless its files were moved out."""
     made = [path for path in (folder, *folder.parents) if not path.exists()]
     writable_dir(folder)
+    mine = f".partial-{platform.node()}-"  # on a shared file system others may work here too
     for old in folder.glob(".partial-*"):
-        owner = old.name.rpartition("-")[2]
+        owner = old.name.removeprefix(mine)
         if owner.isdigit() and not _alive(int(owner)):
             shutil.rmtree(old, ignore_errors=True)  # left by a run that was killed
-    staging = folder / f".partial-{os.getpid()}"
+    staging = folder / f"{mine}{os.getpid()}"
     staging.mkdir(exist_ok=True)
     try:
         yield staging

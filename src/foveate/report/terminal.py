@@ -26,6 +26,7 @@ from foveate.report.evidence import Evidence, evidence_table, markdown_table
 __all__ = [
     "many_videos",
     "one_video",
+    "print_accuracy",
     "print_bench",
     "print_card",
     "print_data",
@@ -277,5 +278,30 @@ def print_bench(rows: Sequence[Mapping[str, Any]]) -> None:
                     ("peak_mb", 0),
                 )
             ),
+        )
+    _out.print(table)
+
+
+def print_accuracy(rows: Sequence[Mapping[str, Any]]) -> None:
+    """Heart-rate errors on simulated faces."""
+    table = Table(title="Simulated faces, 64x64 pixels", title_justify="left")
+    for column in (
+        "what",
+        "clips",
+        "MAE, bpm",
+        "accepted",
+        "MAE of accepted, bpm",
+        "accepted without a pulse",
+    ):
+        table.add_column(column, justify="left" if column == "what" else "right")
+    for row in rows:
+        accepted = row["mae_accepted_bpm"]
+        table.add_row(
+            row["what"],
+            str(row["clips"]),
+            f"{row['mae_bpm']:.2f}",
+            str(row["accepted"]),
+            "" if accepted is None else f"{accepted:.2f}",
+            str(row["false_accepted"]),
         )
     _out.print(table)

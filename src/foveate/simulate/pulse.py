@@ -396,6 +396,7 @@ def pulsed_frames(
     box: tuple[float, float, float, float] | None = None,
     gain: float = 0.010,
     micro_motion: bool | float = False,
+    sway: float = 0.0,
     remove_own: bool = True,
     seed: int = 0,
 ) -> PulsedFrames:
@@ -422,6 +423,8 @@ def pulsed_frames(
         Peak AC/DC in green, .002-.02 on people.
     micro_motion
         Vertical shift of the whole picture with each beat, in pixels; True is .2.
+    sway
+        Slow motion of the whole picture, as of somebody who sits: amplitude in pixels.
     remove_own
         Take out a video's own swing between .6 and 3.3 Hz first (a residue may remain).
     seed
@@ -509,8 +512,11 @@ def pulsed_frames(
                 slope = steepness * absorb
             change = skin.weight * np.take(blood[index].astype(np.float32), skin.delay)
             out = base - slope * change[..., None]
-            if micro_motion:
-                shift = np.array([[1, 0, 0], [0, 1, micro_motion * wave[index]]], np.float32)
+            if micro_motion or sway:
+                right = sway * math.sin(2 * math.pi * 0.13 * times[index])
+                down = 0.6 * sway * math.sin(2 * math.pi * 0.21 * times[index])
+                down += float(micro_motion * wave[index])
+                shift = np.array([[1, 0, right], [0, 1, down]], np.float32)
                 size = out.shape[1], out.shape[0]
                 out = cv2.warpAffine(out, shift, size, borderMode=cv2.BORDER_REPLICATE)
             out += np.float32(0.5) * rng.standard_normal(out.shape, np.float32)
