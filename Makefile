@@ -6,6 +6,7 @@ VENV ?= .venv
 PIP = $(VENV)/bin/python -m pip --disable-pip-version-check -q
 RUN = $(VENV)/bin/
 
+.NOTPARALLEL:
 .PHONY: demo test lint types contract docs check clean dev
 
 demo: $(VENV)/.demo-ready $(VENV)/.model-ready
