@@ -53,7 +53,6 @@ _OPEN_RPPG = """
 import sys
 import rppg
 model = rppg.Model(sys.argv[2])
-print("FIRST", flush=True)
 result = model.process_video(sys.argv[1])
 print("BPM", result and result.get("hr"), flush=True)
 """
