@@ -434,7 +434,17 @@ def test_a_large_video_is_linked_beside_the_page(tmp_path: Path, light: None) ->
     assert path.stat().st_size < 1e6
     with video.open("wb") as file:
         file.truncate(EMBEDDED_VIDEO_BYTES)
-    assert page_video(video, path).embedded
+    assert page_video(video, path).embedded == video
+
+
+def test_a_small_video_is_in_the_page_byte_for_byte(tmp_path: Path, light: None) -> None:
+    video = tmp_path / "film.mp4"
+    content = np.random.default_rng(0).bytes((3 << 18) * 2 + 1)  # ends inside a piece
+    video.write_bytes(content)
+    path = write_watch_page(tmp_path / "r.html", summary(), timeline(), video, None)
+    source = read(path).of("video")[0]["src"]
+    assert source.startswith("data:video/mp4;base64,")
+    assert base64.b64decode(source.partition(",")[2], validate=True) == content
 
 
 def test_what_cannot_be_shown_is_refused_before_anything_is_written(tmp_path: Path) -> None:

@@ -49,6 +49,7 @@ _REFUSABLE = {
     "respiration": "respiration",
 }
 _DRAIN_EVERY_S = 1.0
+_ANNOTATED_CRF = 24  # for looking at, and small enough to be part of the page
 _MIN_SEEN_S = 0.5
 _RESULT_FILES = ("signals.parquet", "annotated.mp4", "report.html", "summary.json")
 
@@ -618,6 +619,7 @@ class _Painter:
                                 self._run.folder / "annotated.mp4",
                                 image.shape[1],
                                 image.shape[0],
+                                crf=_ANNOTATED_CRF,
                                 metadata=_kept_metadata(self._run.stream.info.metadata),
                             )
                         )

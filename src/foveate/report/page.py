@@ -19,6 +19,7 @@ import json
 import math
 import os
 import re
+import secrets
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 from pathlib import Path
@@ -138,9 +139,10 @@ class PageVideo:
     Attributes
     ----------
     source
-        Data URI, or a path relative to the page.
+        Path relative to the page; or, inside the page, a data URI whose content is a mark that
+        :func:`write_page` replaces by the file, piece by piece.
     embedded
-        True when the video is inside the page.
+        The file that becomes part of the page; None when it stays beside it.
     name
         File name, for the caption.
     megabytes
@@ -148,7 +150,7 @@ class PageVideo:
     """
 
     source: str
-    embedded: bool
+    embedded: Path | None
     name: str
     megabytes: float
 
@@ -169,15 +171,17 @@ def page_video(video: Path, page: Path, limit: int = EMBEDDED_VIDEO_BYTES) -> Pa
         )
     try:
         size = video.stat().st_size
+        with video.open("rb"):
+            pass  # refused now rather than with half a page written
         if size <= limit:
-            source = f"data:{kind};base64,{base64.b64encode(video.read_bytes()).decode()}"
+            source = f"data:{kind};base64,{secrets.token_hex(16)}"
         else:
             relative = os.path.relpath(video.resolve(), page.parent.resolve())
             # "./" keeps a name with a colon from being read as a scheme
             source = "./" + quote(Path(relative).as_posix())
     except OSError as error:
         raise FoveateError(f"cannot read the video {video}: {error.strerror}") from error
-    return PageVideo(source, size <= limit, video.name, size / 1e6)
+    return PageVideo(source, video if size <= limit else None, video.name, size / 1e6)
 
 
 def _text_of(name: str) -> str:
@@ -218,7 +222,7 @@ def write_page(
     styles: Sequence[str] = (),
     scripts: Sequence[str] = (),
     data: object = None,
-    linked_media: bool = False,
+    video: PageVideo | None = None,
     plots: bool = True,
 ) -> Path:
     """Render `template` (which extends ``page.html.j2``) into one self-contained file.
@@ -234,8 +238,8 @@ def write_page(
         Variables of the template; strings are escaped.
     data
         JSON value that the scripts read from the element ``#page-data``.
-    linked_media
-        True when the page shows a video that lies beside it.
+    video
+        The video that the page shows, if any.
     plots
         False for a page without figures: plotly.js (some 5 MB) stays out.
     """
@@ -255,12 +259,21 @@ def write_page(
     programs += [_inline(_text_of(name), "script") for name in ("page.js", *scripts)]
     html = environment.get_template(template).render(
         context,
-        policy=_policy(programs, linked_media),
+        policy=_policy(programs, video is not None and video.embedded is None),
         colour_rules=_colour_rules(),
         page_styles=[_inline(_text_of(name), "style") for name in ("page.css", *styles)],
         page_scripts=programs,
         page_data=json_for_script(data),
     )
-    with write_whole(Path(path)) as temporary:
-        temporary.write_text(html, encoding="utf-8", errors="replace", newline="\n")
+    before, after = html, ""
+    if video is not None and video.embedded is not None:
+        before, _, after = html.partition(video.source.rpartition(",")[2])
+    with write_whole(Path(path)) as temporary, temporary.open("wb") as page:
+        page.write(before.encode("utf-8", "replace"))
+        if video is not None and video.embedded is not None:
+            # Never the whole video in memory, let alone four times as text.
+            with video.embedded.open("rb") as film:
+                while piece := film.read(3 << 18):  # a multiple of 3: base64 joins without seams
+                    page.write(base64.b64encode(piece))
+        page.write(after.encode("utf-8", "replace"))
     return Path(path)

@@ -239,7 +239,7 @@ def write_watch_page(
                 for panel in panels
             ],
         },
-        linked_media=shown is not None and not shown.embedded,
+        video=shown,
     )
 
 
