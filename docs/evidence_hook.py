@@ -25,6 +25,7 @@ _HEADS = {
     "mae_bpm": "MAE of all, bpm",
     "mae_accepted_bpm": "MAE of accepted, bpm",
     "false_accepted": "accepted without a pulse",
+    "ms_per_frame": "ms per drawn frame",
 }
 
 ROOT = Path(__file__).resolve().parent.parent

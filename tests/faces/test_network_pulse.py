@@ -64,6 +64,14 @@ def test_the_crop_is_the_square_around_the_box(clip, monkeypatch):
     np.testing.assert_allclose(caught[0][0, 100], expected, atol=1e-3)
 
 
+def test_a_tracked_face_is_cropped_like_face_boxes_does():
+    mesh = np.random.default_rng(0).uniform(20, 60, (478, 3)).astype(np.float32)
+    low, high = mesh[:, :2].min(0), mesh[:, :2].max(0)
+    track = Track(0, (*low, *(high - low)), mesh)
+    expected = erea.face_boxes(mesh[None, :, :2])[0]
+    np.testing.assert_allclose(NetworkPulse(erea.EREA())._box(track)[0], expected, atol=1e-4)
+
+
 def test_a_jump_of_the_box_in_one_frame_does_not_move_the_crop():
     analyser = NetworkPulse(erea.EREA())
     boxes = [analyser._box(Track(0, BOX)) for _ in range(10)]

@@ -244,6 +244,64 @@ def test_arms_start_from_the_same_weights_and_the_ablation_has_one_expert():
     assert torch.allclose(*encoder, atol=1e-6)
 
 
+def test_each_arm_is_trained_as_it_is_called_and_all_see_the_same_clips(monkeypatch):
+    """Which regulariser, which weight, which batches: the ablation must differ in nothing else."""
+    made, batches = [], []
+    real_regularizer, real_batch = recipe.MaskedAttentionRegularizer, recipe.batch_of
+
+    class Spy(real_regularizer):
+        def __init__(self, lam):
+            super().__init__(lam=lam)
+            self.used = 0
+            made.append(self)
+
+        def forward(self, *arguments, **options):
+            self.used += 1
+            return super().forward(*arguments, **options)
+
+    def batch_of(*arguments, **options):
+        clip, bvp = real_batch(*arguments, **options)
+        batches[-1].append(clip.double().sum().item())
+        return clip, bvp
+
+    monkeypatch.setattr(recipe, "MaskedAttentionRegularizer", Spy)
+    monkeypatch.setattr(recipe, "batch_of", batch_of)
+    clips = [pulse_clip(i, 70 + 5 * i, 80) for i in range(8)]
+    config = dataclasses.replace(SMALL, epochs=2, lam=0.7)
+    used = {}
+    for arm in ("one-expert", "erea", "erea-augmented", "erea-mar"):
+        made.clear()
+        batches.append([])
+        recipe.train(arm, 3, clips, config, Fabric(accelerator="cpu", devices=1))
+        used[arm] = sorted((spy.lam, spy.p, spy.masks) for spy in made if spy.used)
+    assert used["one-expert"] == used["erea"] == []
+    assert used["erea-augmented"] == [(0.0, 0.5, "shared")]
+    assert used["erea-mar"] == [(0.7, 0.5, "shared")]
+    assert len(batches[0]) > 2
+    assert all(one == batches[0] for one in batches)
+
+
+def test_classic_methods_read_the_mean_colour_of_the_very_crops_the_network_sees(monkeypatch):
+    seen = {}
+    monkeypatch.setitem(recipe.CLASSIC, "pos", lambda rgb, fs: seen.setdefault(fs, rgb)[:, 1])
+    clip = pulse_clip(0, 80)
+    recipe.read_classic("pos", clip, SMALL)
+    np.testing.assert_allclose(seen[30.0], clip.frames.mean((1, 2)), atol=1e-6)
+
+
+def test_label_and_prediction_are_searched_in_one_band(monkeypatch):
+    bands = []
+    real = recipe.heart_rate
+
+    def spy(bvp, fs, band, *rest, **options):
+        bands.append(tuple(band))
+        return real(bvp, fs, band, *rest, **options)
+
+    monkeypatch.setattr(recipe, "heart_rate", spy)
+    recipe.mean_error(lambda clip: clip.bvp, [pulse_clip(0, 80)], SMALL)
+    assert bands == [tuple(SMALL.band_hz)] * 2
+
+
 def test_too_few_clips_for_a_step_is_said():
     with pytest.raises(FoveateError, match="--set batch"):
         recipe.train("erea", 0, [pulse_clip(0, 70, 80)], SMALL, Fabric(accelerator="cpu"))

@@ -171,6 +171,20 @@ def test_the_ledger_keeps_finished_work_through_an_interruption(tmp_path):
     assert Ledger("toy", Config(), source, tmp_path / "runs").folder != again.folder
 
 
+def test_editing_a_room_below_starts_afresh(tmp_path, monkeypatch):
+    from foveate.report import evidence
+
+    source, room = tmp_path / "recipe.py", tmp_path / "erea.py"
+    source.write_text("")
+    room.write_text("x = 1")
+    assert any(path.name == "erea.py" for path in evidence._sources())
+    assert not any(path.parent.name in ("apps", "report") for path in evidence._sources())
+    monkeypatch.setattr(evidence, "_sources", lambda: [room])
+    before = Ledger("toy", Config(), source, tmp_path / "runs").folder
+    room.write_text("x = 2")
+    assert Ledger("toy", Config(), source, tmp_path / "runs").folder != before
+
+
 def test_only_the_first_process_writes(tmp_path):
     source = tmp_path / "recipe.py"
     source.write_text("")

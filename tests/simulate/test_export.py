@@ -117,3 +117,18 @@ def test_the_loaders_of_the_public_sets_read_it(clip: SimClip, tmp_path: Path, l
     np.testing.assert_array_equal(read.frames, clip.frames)
     assert np.corrcoef(read.bvp, clip.labels["bvp"])[0, 1] > 0.97
     assert read.fps == pytest.approx(30, rel=1e-3)
+
+
+@pytest.mark.parametrize("layout", ["ubfc", "disfa", "300vw"])
+def test_an_exported_video_is_marked_where_watch_looks(
+    clip: SimClip, tmp_path: Path, layout: str
+) -> None:
+    from foveate.streams.video import VideoStream
+
+    known = next(name for name in LAYOUTS if name.lower().replace("-", "").startswith(layout))
+    export(clip, known, tmp_path, 1, 1)
+    videos = list(tmp_path.rglob("*.avi"))
+    assert videos
+    for video in videos:
+        with VideoStream(video) as stream:
+            assert stream.info.metadata["simulated_pulse"] == "true"

@@ -185,8 +185,8 @@ def pulse_accuracy(clips: int, seconds: float, out: Path | None) -> list[Row]:
     -------
     list of dict
         `what`, `clips`, `mae_bpm` (of the best guess in every clip, refused or not), `accepted`,
-        `mae_accepted_bpm`, `false_accepted` (of as many clips with zero pulse gain); `simulated`
-        is always True.
+        `mae_accepted_bpm`, `false_accepted` (of as many clips with zero pulse gain),
+        `ms_per_frame` (drawing, camera and codec; lower quartile); `simulated` is always True.
 
     Raises
     ------
@@ -205,7 +205,9 @@ def pulse_accuracy(clips: int, seconds: float, out: Path | None) -> list[Row]:
     sim = FaceSim(size=64, fps=30, seed=0)
 
     def result(index: int, hr: float, preset: str, **options: Any) -> tuple[Any, float]:
+        started = time.perf_counter()
         clip = sim.clip(SPLITS["test"][index], seconds, hr=hr, **PRESETS[preset], **options)
+        drawn.append((time.perf_counter() - started) / len(clip.frames))
         analyser = PulseAnalyser("pos")
         points = clip.labels["landmarks"]
         low, high = points.min(axis=1), points.max(axis=1)
@@ -216,7 +218,9 @@ def pulse_accuracy(clips: int, seconds: float, out: Path | None) -> list[Row]:
         return analyser.summaries()[0].result, clip.labels["hr_mean_bpm"]
 
     rows: list[Row] = []
+    drawn: list[float] = []
     for preset in PRESETS:
+        drawn.clear()
         rates = np.linspace(45, 180, clips)
         read = [result(i, hr, preset) for i, hr in enumerate(rates)]
         errors = [abs(r.candidate_bpm - truth) for r, truth in read]
@@ -231,6 +235,7 @@ def pulse_accuracy(clips: int, seconds: float, out: Path | None) -> list[Row]:
                 "accepted": len(accepted),
                 "mae_accepted_bpm": round(float(np.mean(accepted)), 3) if accepted else None,
                 "false_accepted": sum(r.accepted for r in silent),
+                "ms_per_frame": round(1000 * float(np.percentile(drawn, 25)), 2),
             }
         )
     _write(rows, out)

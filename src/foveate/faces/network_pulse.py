@@ -23,7 +23,7 @@ from foveate.streams.frame import Frame
 
 __all__ = ["NetworkPulse"]
 
-_ENLARGE = 1.2  # square over landmark hull, as in training
+_ENLARGE = 1.2  # square over landmark hull, as for every real face (`erea.face_boxes`)
 _MEDIAN_FRAMES = 15  # of the box: one that trembles would write its own rhythm into the crop
 
 

@@ -17,9 +17,10 @@ need no training, on the very same crops:
 The smoke and desk scales are *simulated*: drawn heads with a drawn pulse, seen at twice the
 resolution of the 36 x 36 crops (H.264 at 36 x 36 leaves no pulse). In 30 % of the training clips a
 lamp beside the head flickers at the true heart rate: a wrong place to look that pays off while
-training. In every test clip it flickers at another rate. Beside the simulation, networks
-are tried on real faces when they are at hand (``--set real_data=FOLDER``): ten talking people with
-an *added* pulse (GRID), and one person with her own (EVM). No verdict comes from those.
+training. In every test clip it flickers at a rate drawn independently (which comes within 6 bpm of
+the true one for 7 of the 32 people). Beside the simulation, networks are tried on real faces when
+they are at hand (``--set real_data=FOLDER``): ten talking people with an *added* pulse (GRID), and
+one person with her own (EVM). No verdict comes from those.
 
 The paper scale trains the larger network on MMPD, PURE or UBFC-rPPG in their official layout.
 """
@@ -444,10 +445,17 @@ def remarks(results: list[Result]) -> list[str]:
     if math.isnan(best[0] - ours):
         return ["The test set has no moving faces, so the claim is not decided."]
     relation = "lower" if best[0] < ours else "higher"
-    return [
-        f"On moving faces the best untrained method, {best[1]}, is {best[0]:.1f} bpm off, "
-        f"{relation} than erea-mar with {ours:.1f} bpm."
+    said = [
+        f"On moving faces the best untrained method on the whole crop, {best[1]}, is "
+        f"{best[0]:.1f} bpm off, {relation} than erea-mar with {ours:.1f} bpm."
     ]
+    on_skin = mean(results, "pos-skin", "mae_moving")
+    if not math.isnan(on_skin):
+        said.append(
+            f"POS on exactly the skin, which needs no training either, is {on_skin:.1f} bpm off: "
+            "where the skin is matters more here than what reads it."
+        )
+    return said
 
 
 # ------------------------------------------------------------------------------ weights

@@ -311,12 +311,22 @@ def _jsonable(value: object) -> object:
     return value
 
 
+_SHOWING = frozenset({"apps", "recipes", "report"})  # rooms that cannot change a number
+
+
+def _sources() -> list[Path]:
+    """The package's modules that a recipe's numbers can depend on."""
+    package = Path(__file__).resolve().parent.parent
+    rooms = (d for d in package.iterdir() if d.is_dir() and d.name not in _SHOWING)
+    return sorted(path for room in rooms for path in room.rglob("*.py"))
+
+
 class Ledger:
     """Keeps the result of every finished (arm, seed), so that an interrupted run goes on.
 
     Results live under ``FOVEATE_DATA/runs/<recipe>/<key>/``. The key is a hash of the settings
-    that influence a number (seeds to run, devices and nodes do not) and of the recipe's source:
-    whoever edits the recipe starts afresh.
+    that influence a number (seeds to run, devices and nodes do not), of the recipe's source, and of
+    the source of every room it may have used: whoever edits one of them starts afresh.
 
     In a run of several processes every process reads the ledger when it is made and only the
     first one writes (`writer`), so that all agree on what is left to do.
@@ -333,8 +343,10 @@ class Ledger:
         writer: bool = True,
     ) -> None:
         settings = {k: v for k, v in dataclasses.asdict(config).items() if k not in self._NEUTRAL}
-        text = json.dumps(settings, sort_keys=True, default=str) + Path(source).read_text("utf-8")
-        key = hashlib.sha256(text.encode()).hexdigest()[:16]
+        digest = hashlib.sha256(json.dumps(settings, sort_keys=True, default=str).encode())
+        for path in (Path(source), *_sources()):
+            digest.update(path.read_bytes())
+        key = digest.hexdigest()[:16]
         self.folder = (root or data_dir() / "runs") / recipe / key
         self.reused = 0
         self._writer = writer

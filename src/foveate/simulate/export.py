@@ -36,7 +36,10 @@ NOTE = (
 
 def _video(clip: SimClip, path: Path) -> None:
     with write_whole(path) as temporary:
-        metadata = {"comment": "simulated by foveate", "title": "simulated"}
+        # AVI knows a fixed list of keys, so the mark travels as one JSON comment, as `VideoWriter`
+        # writes and `VideoStream` reads it.
+        marks = {"simulated_pulse": "true", "made_by": "simulated by foveate"}
+        metadata = {"comment": json.dumps(marks), "title": "simulated"}
         encode(clip.frames, clip.fps, Codec("ffv1"), str(temporary), "avi", metadata)
 
 
