@@ -275,43 +275,45 @@ def test_colour_of_the_pulse_in_linear_light() -> None:
 def test_only_skin_and_lips_pulsate() -> None:
     model = FaceModel(0)
     model.glasses = True
-    renderer = Renderer(model, 64)
-    image, parts, _ = renderer.render(script(model, 24, gain=0.05), 0, 24)
+    image, parts, _ = Renderer(model, 160).render(script(model, 24, gain=0.05), 0, 24)
     swing = (np.ptp(image.numpy(), axis=0) / image.numpy().mean(0))[1]
-    part = parts[0].numpy()
-    skin = np.isin(part, [PARTS.index("skin"), PARTS.index("lips")])
-    for name in ("background", "hair"):
-        inner = part == PARTS.index(name)
-        inner[1:-1, 1:-1] &= ~(skin[:-2, 1:-1] | skin[2:, 1:-1] | skin[1:-1, :-2] | skin[1:-1, 2:])
-        inner[[0, -1]] = inner[:, [0, -1]] = False
-        assert np.median(swing[inner]) < 1e-5, name
-    assert np.median(swing[skin]) > 0.01
-    for name in ("eyes", "mouth", "glasses"):  # clear of the soft edge to skin
-        inner = part == PARTS.index(name)
-        if inner.any():
-            assert np.median(swing[inner]) < 0.3 * np.median(swing[skin]), name
-    assert {PARTS.index(n) for n in ("eyes", "glasses", "hair", "brows")} <= set(part.ravel())
+    pulsates = []
+    for number, name in enumerate(PARTS):
+        # Clear of the soft edges, where a pixel is part one thing and part another.
+        inner = cv2.erode((parts[0].numpy() == number).astype(np.uint8), np.ones((3, 3), np.uint8))
+        seen = swing[inner.astype(bool)]
+        if not seen.size:
+            continue
+        if np.median(seen) > 0.01:
+            pulsates.append(name)
+        else:
+            assert np.quantile(seen, 0.98) < 1e-3, name
+    assert pulsates == ["skin", "lips"]
+    assert {PARTS.index(n) for n in ("eyes", "glasses", "hair", "brows")} <= set(
+        parts[0].unique().tolist()
+    )
 
 
 def test_the_skin_mask_of_the_labels_leaves_out_eyes_teeth_hair_and_glasses() -> None:
     """Against the 68 points of the same clip, filled by OpenCV: another road to the same places."""
-    sim = FaceSim(size=96, fps=30, seed=0)
+    size = 192
+    sim = FaceSim(size=size, fps=30, seed=0)
     hair = 0
     for identity in range(6):
         clip = sim.clip(identity, 0.1, aus={25: 5.0, 26: 3.0}, motion="still")
         mask, points = clip.labels["skin_mask"][0], clip.labels["landmarks"][0]
 
         def inside(which: slice, shrink: int = 1, points: Any = points) -> npt.NDArray[np.bool_]:
-            area = np.zeros((96, 96), np.uint8)
+            area = np.zeros((size, size), np.uint8)
             cv2.fillPoly(area, [np.rint(points[which]).astype(np.int32)], 1)
             return cv2.erode(area, np.ones((2 * shrink + 1,) * 2, np.uint8)).astype(bool)
 
-        face = inside(slice(0, 17), 4)
-        assert mask[face].mean() > 0.5
+        assert mask[inside(slice(0, 17), 8)].mean() > 0.5
         for hole in (slice(36, 42), slice(42, 48), slice(60, 68)):  # eyes, open mouth
-            area = inside(hole, 0) if hole.start < 60 else inside(hole, 1)
-            assert mask[area].mean() < 0.35, (identity, hole)
-        top = int(points[17:27, 1].min()) - 28  # above the forehead
+            area = inside(hole)
+            assert area.sum() > 10
+            assert mask[area].mean() < 0.05, (identity, hole)
+        top = int(points[17:27, 1].min()) - 56  # above the forehead
         if top > 2:
             hair += int(mask[:top].sum())
         if (clip.labels["parts"] == PARTS.index("glasses")).any():
