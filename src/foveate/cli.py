@@ -5,6 +5,7 @@ Heavy modules are imported inside the commands, so that ``foveate --help`` answe
 
 from __future__ import annotations
 
+import errno
 import sys
 from pathlib import Path
 from typing import Annotated, Literal
@@ -15,6 +16,12 @@ from foveate.errors import FoveateError
 
 __all__ = ["app", "main"]
 
+_SYSTEM_ERRORS = frozenset(
+    getattr(errno, name)
+    for name in ("ENOSPC", "EDQUOT", "EIO", "EROFS", "EFBIG", "ENAMETOOLONG", "EACCES", "EPERM")
+    if hasattr(errno, name)
+)
+
 _PERCEIVE = Group("Perceive", sort_key=1)
 _RESEARCH = Group("Research", sort_key=2)
 _MACHINE = Group("This machine", sort_key=3)
@@ -24,6 +31,7 @@ app = App(
     help="Visual perception on a budget: a pulse and a page from any face video.",
     help_format="plaintext",
     version_flags=["--version"],
+    suppress_keyboard_interrupt=False,
 )
 
 
@@ -85,12 +93,14 @@ def watch(
 
     settings = WatchSettings(pulse, band, _box(roi), max_people, every_frame, video, fps, seconds)
     settings.check()
+    if demo and source:
+        raise FoveateError(f"--demo brings its own video; leave out {source}, or --demo")
     if demo:
         from foveate.apps.demo import demo_video
 
         with terminal.one_video("making the example video") as tell:
             source = str(demo_video(tell))
-    elif source is None:
+    elif not source:
         raise FoveateError("nothing to watch; give a video, a folder or camera:0, or use --demo")
     folder = Path(source)
     if folder.is_dir():
@@ -349,12 +359,18 @@ def main(arguments: list[str] | None = None) -> None:
             raise
         _complain(" ".join(str(error).split()))
         sys.exit(2)
+    except OSError as error:
+        if debug or error.errno not in _SYSTEM_ERRORS or isinstance(error, BrokenPipeError):
+            raise
+        where = f" at {error.filename}" if error.filename else ""
+        _complain(
+            f"the system refused{where}: {error.strerror}; "
+            "check the path and the free space, or choose another folder with --out"
+        )
+        sys.exit(2)
     except KeyboardInterrupt:
-        _complain("interrupted; finished work is kept, run the same command again to go on")
+        _complain("interrupted; nothing half-written is left, and finished results are kept")
         sys.exit(130)
-    except BrokenPipeError:  # the reader of our output left: `foveate evidence | head`
-        sys.stderr.close()
-        sys.exit(1)
 
 
 def _complain(sentence: str) -> None:

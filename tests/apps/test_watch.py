@@ -2,10 +2,12 @@
 
 from __future__ import annotations
 
+import dataclasses
 import json
 import math
 import os
 import platform
+import shutil
 import subprocess
 import sys
 from pathlib import Path
@@ -13,7 +15,7 @@ from pathlib import Path
 import numpy as np
 import pytest
 
-from foveate.apps.watch import WatchSettings, watch
+from foveate.apps.watch import WatchSettings, source_name, watch
 from foveate.errors import FoveateError
 from foveate.nn import model_files
 from foveate.streams.timeline import Timeline
@@ -235,6 +237,9 @@ def test_every_kind_of_bad_file_is_one_sentence_and_leaves_nothing(pulse_video, 
         (["--band", "wide"], "wide"),
         (["--roi", "1,2,3"], "--roi 1,2,3 is not a box"),
         (["--roi", "1,2,1,1"], "too small"),
+        (["--roi", "nan,nan,100,100"], "too small or no box"),
+        (["--roi", "0,0,inf,inf"], "too small or no box"),
+        (["--demo"], "--demo brings its own video"),
         (["--roi", "900,900,50,50"], "outside the picture"),
         (["--max-people", "0"], "--max-people is 0"),
         (["--seconds", "-1"], "--seconds is -1"),
@@ -306,6 +311,106 @@ def test_leftovers_of_a_killed_run_are_cleared(pulse_video, tmp_path):
     assert not dead.exists()
     assert alive.exists()
     assert elsewhere.exists()
+
+
+def test_the_input_and_other_peoples_files_are_never_overwritten(pulse_video, tmp_path):
+    video = tmp_path / "annotated.mp4"
+    shutil.copy(pulse_video, video)
+    before = video.read_bytes()
+    box = {"roi": (30.0, 20.0, 40.0, 40.0), "video": False}
+    with pytest.raises(FoveateError, match="would be overwritten"):
+        watch(video, tmp_path, **box)
+    assert video.read_bytes() == before
+    other = tmp_path / "other"
+    other.mkdir()
+    (other / "summary.json").write_text('{"mine": 1}')
+    with pytest.raises(FoveateError, match="not a result of foveate"):
+        watch(pulse_video, other, **box)
+    assert (other / "summary.json").read_text() == '{"mine": 1}'
+    ours = tmp_path / "ours"
+    watch(pulse_video, ours, **box)
+    watch(pulse_video, ours, pulse="green", **box)  # a result of ours may be renewed
+    # Killed while files were moved into place: not taken for finished, and renewed.
+    summary = json.loads((ours / "summary.json").read_text())
+    (ours / "summary.json").write_text(json.dumps({**summary, "fingerprint": None}))
+    assert not watch(pulse_video, ours, pulse="green", **box).reused
+
+
+def test_ctrl_c_on_a_file_without_a_declared_duration_is_no_result(tmp_path, monkeypatch):
+    from foveate.streams.video import VideoStream as Stream
+
+    video = pulsing_square(tmp_path / "v.mkv", 66, 12)
+    real = Stream.info.fget
+    monkeypatch.setattr(
+        Stream, "info", property(lambda self: dataclasses.replace(real(self), duration_s=None))
+    )
+
+    def stop(done_s, total_s, word):
+        assert total_s is None
+        if done_s > 5:
+            raise KeyboardInterrupt
+
+    with pytest.raises(KeyboardInterrupt):
+        watch(video, tmp_path / "o", roi=(30, 20, 40, 40), video=False, progress=stop)
+    assert not (tmp_path / "o").exists()
+
+
+def test_a_pulse_that_ends_is_refused_from_there_with_a_reason_and_no_old_number(tmp_path):
+    rng = np.random.default_rng(1)
+    path = tmp_path / "ends.mkv"
+    with VideoWriter(path, 96, 80, 30.0, codec="ffv1") as writer:
+        for i in range(30 * 34):
+            beat = math.sin(2 * math.pi * 1.1 * i / 30) if i < 30 * 17 else 0.0
+            image = np.full((80, 96, 3), 100.0)
+            image[20:60, 30:70] = np.array([170, 120, 100]) * (
+                1 - 0.02 * beat * np.array([0.43, 1.0, 0.69])
+            )
+            image += rng.normal(0, 2, image.shape)
+            writer.write(np.clip(image.round(), 0, 255).astype(np.uint8))
+    words = []
+    result = watch(
+        path, tmp_path / "o", roi=(30, 20, 40, 40), video=False,
+        progress=lambda done, total, word: words.append((done, word)),
+    )  # fmt: skip
+    assert result.heart_rates[0] == pytest.approx(66, abs=1)
+    times, bpm, _ = result.timeline.select("pulse.hr_bpm", 0)
+    assert np.isfinite(bpm[times < 11]).all()
+    assert np.isnan(bpm[times > 23]).all()
+    stretches = [r for r in result.summary["refusals"] if r["what"] == "heart rate"]
+    assert any(r["from_s"] <= 23.5 and r["to_s"] >= 28 and r["reason"] for r in stretches)
+    assert any("66" in word for done, word in words if 11 < done < 16)
+    assert all(not word for done, word in words if done > 31)
+
+
+def test_a_face_in_few_frames_a_second_is_in_view(tmp_path):
+    import cv2
+
+    folder = tmp_path / "slow"
+    folder.mkdir()
+    for i in range(10):
+        cv2.imwrite(str(folder / f"{i}.png"), np.full((32, 40, 3), 100, np.uint8))
+    result = watch(folder, tmp_path / "o", roi=(4, 4, 20, 20), fps=1.0, video=False)
+    assert result.summary["verdict"] == "faces"
+    assert result.summary["people"][0]["visible_s"] == pytest.approx(10, abs=0.01)
+
+
+@pytest.mark.parametrize(
+    ("source", "name"),
+    [("camera:0", "camera-0"), (1, "camera-1"), ("camera_1.mp4", "camera_1"),
+     ("camera/clip.mp4", "clip"), ("a/b.c.mp4", "b.c")],
+)  # fmt: skip
+def test_names_of_results_hold_no_separators(source, name):
+    assert source_name(source) == name
+
+
+def test_names_of_folders_are_kept_whole(tmp_path):
+    (tmp_path / "v1.2").mkdir()
+    assert source_name(tmp_path / "v1.2") == "v1.2"
+    assert source_name(tmp_path / "v1.2" / "..") == tmp_path.name
+
+
+def test_a_name_longer_than_the_system_allows_is_one_sentence(tmp_path):
+    one_sentence(foveate("watch", tmp_path / ("x" * 300 + ".mp4"), "--out", tmp_path / "o"))
 
 
 def test_unknown_keyword_in_python_is_refused(pulse_video):

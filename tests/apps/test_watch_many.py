@@ -15,7 +15,7 @@ import numpy as np
 import pytest
 
 from foveate.apps.watch import WatchSettings
-from foveate.apps.watch_many import videos_in, watch_many
+from foveate.apps.watch_many import _folders, videos_in, watch_many
 from foveate.errors import FoveateError
 from foveate.streams.writer import VideoWriter
 
@@ -94,6 +94,36 @@ def test_kill_9_in_the_middle_and_resume(folder, tmp_path):
     assert len(after) == 10
     assert {name: after[name] for name in kept} == kept
     assert not list(out.glob("*/.partial*"))
+
+
+def test_ctrl_c_stops_everything_at_once_and_keeps_what_is_finished(folder, tmp_path):
+    for i in range(6):
+        clip(folder / f"long{i}.mp4", 900)
+    out = tmp_path / "out"
+    process = subprocess.Popen(
+        [sys.executable, "-m", "foveate", "watch", str(folder), "--out", str(out),
+         "--roi", "4,4,24,24", "--no-video", "--jobs", "1"],
+        stdout=subprocess.DEVNULL, stderr=subprocess.PIPE, text=True, start_new_session=True,
+    )  # fmt: skip
+    deadline = time.monotonic() + 120
+    while not finished(out) and process.poll() is None and time.monotonic() < deadline:
+        time.sleep(0.02)
+    os.killpg(process.pid, signal.SIGINT)
+    _, errors = process.communicate(timeout=60)
+    assert process.returncode == 130
+    assert "Traceback" not in errors
+    assert "interrupted" in errors
+    kept = len(finished(out))
+    assert 0 < kept < 10
+    time.sleep(1.5)
+    assert len(finished(out)) == kept  # no worker went on
+
+
+def test_every_video_has_a_folder_of_its_own(tmp_path):
+    names = ["a.mp4", "a.mov", "a-mp4.mp4", "index.html.mp4", "b.mkv"]
+    folders = _folders([Path(n) for n in names], tmp_path)
+    assert len(set(folders)) == len(names)
+    assert [f.name for f in folders] == ["a-mp4-2", "a-mov", "a-mp4", "index.html-2", "b"]
 
 
 def test_workers_leave_when_their_parent_is_killed(folder, tmp_path):

@@ -15,6 +15,7 @@ import math
 import os
 import platform
 import queue
+import re
 import shutil
 import threading
 import time
@@ -49,6 +50,8 @@ _REFUSABLE = {
     "respiration": "respiration",
 }
 _DRAIN_EVERY_S = 1.0
+_SHORTEST_FRAME_S = 1e-4  # closer than the video's clock can tell apart: a repeated time stamp
+_LONGEST_SIDE = 1920  # pixels; a 4K stream would need a gigabyte for its frames in flight
 _ANNOTATED_CRF = 24  # for looking at, and small enough to be part of the page
 _MIN_SEEN_S = 0.5
 _RESULT_FILES = ("signals.parquet", "annotated.mp4", "report.html", "summary.json")
@@ -99,11 +102,13 @@ class WatchSettings:
             )
         if self.band not in ("default", "benchmark"):
             raise FoveateError(f"unknown band {self.band!r}; there are: default, benchmark")
-        if self.roi is not None and not (self.roi[2] >= 4 and self.roi[3] >= 4):
-            raise FoveateError(
-                f"the region {','.join(f'{v:g}' for v in self.roi)} is too small; "
-                "give --roi x,y,width,height of at least 4x4 pixels"
-            )
+        if self.roi is not None:
+            finite = all(math.isfinite(v) for v in self.roi)
+            if not (finite and self.roi[2] >= 4 and self.roi[3] >= 4):
+                raise FoveateError(
+                    f"the region {','.join(f'{v:g}' for v in self.roi)} is too small or no box; "
+                    "give --roi x,y,width,height of at least 4x4 pixels"
+                )
         if not 1 <= self.max_people <= 32:
             raise FoveateError(f"--max-people is {self.max_people}; expected 1 to 32")
         for name in ("fps", "seconds"):
@@ -171,30 +176,69 @@ def watch(
         known = ", ".join(field.name for field in dataclasses.fields(WatchSettings))
         raise FoveateError(f"unknown option for watch ({error}); there are: {known}") from None
     settings.check()
+    started = time.perf_counter()
     name = source_name(source)
     folder = Path(out) if out is not None else Path("foveate-out") / name
     mark = fingerprint(source, settings)
     kept = None if force or mark is None else finished(folder, mark)
     if kept is not None:
         return WatchResult(folder, kept, reused=True)
-    with open_stream(source, fps=settings.fps or 30.0) as stream:
+    _check_folder(folder, source)
+    # Without a given box the picture may be reduced: faces and their mean colour lose nothing.
+    side = None if settings.roi is not None else _LONGEST_SIDE
+    with open_stream(source, fps=settings.fps or 30.0, max_side=side) as stream:
         tracker, close = _tracker(settings)
         with close, _staging(folder) as staging:
-            summary = _Run(source, name, stream, tracker, settings, staging, progress).go()
-            summary["fingerprint"] = mark
-            _write_json(staging / "summary.json", summary)
-            for file in _RESULT_FILES:
-                if (staging / file).exists():
-                    (staging / file).replace(folder / file)
-                else:
-                    (folder / file).unlink(missing_ok=True)  # of an older run with a video
+            run = _Run(
+                source,
+                name,
+                stream,
+                tracker,
+                settings,
+                staging,
+                progress,
+                started,
+                live=mark is None,
+            )
+            summary = run.go(mark)
+            _publish(staging, folder, summary)
     return WatchResult(folder, summary)
+
+
+def _check_folder(folder: Path, source: str | Path | int) -> None:
+    """Refuse to overwrite what foveate did not write, above all the input itself."""
+    there = [folder / name for name in _RESULT_FILES if (folder / name).exists()]
+    given = Path(str(source)).resolve()
+    ours = False
+    try:
+        ours = "foveate" in json.loads((folder / "summary.json").read_text("utf-8"))
+    except (OSError, ValueError, TypeError):
+        ours = False
+    for path in there:
+        if path.resolve() == given or not ours:
+            raise FoveateError(
+                f"{path} would be overwritten and is not a result of foveate; "
+                "choose another folder with --out"
+            )
+
+
+def _publish(staging: Path, folder: Path, summary: dict[str, Any]) -> None:
+    """Move the finished files into place; a kill in between leaves an unfinished result."""
+    _write_json(folder / "summary.json", {**summary, "fingerprint": None})
+    for file in _RESULT_FILES:
+        if (staging / file).exists():
+            (staging / file).replace(folder / file)
+        else:
+            (folder / file).unlink(missing_ok=True)  # of an older run with a video
 
 
 def source_name(source: str | Path | int) -> str:
     """A short name for the results of a source, free of path separators."""
     text = str(source)
-    return Path(text).stem if not text.startswith("camera") else text.replace(":", "-")
+    if isinstance(source, int) or re.fullmatch(r"camera:\d+", text):
+        return f"camera-{text.rpartition(':')[2]}"
+    path = Path(text)
+    return path.resolve().name if path.is_dir() else path.stem
 
 
 def fingerprint(source: str | Path | int, settings: WatchSettings) -> str | None:
@@ -214,11 +258,14 @@ def fingerprint(source: str | Path | int, settings: WatchSettings) -> str | None
 def finished(folder: Path, mark: str) -> dict[str, Any] | None:
     """The summary in `folder` if it belongs to `mark` and its files are there."""
     try:
-        summary = json.loads((folder / "summary.json").read_text("utf-8"))
-        complete = all((folder / f).is_file() for f in ("signals.parquet", "report.html"))
-    except (OSError, ValueError):
+        summary: dict[str, Any] = json.loads((folder / "summary.json").read_text("utf-8"))
+        wanted = ["signals.parquet", "report.html"]
+        if summary["settings"]["video"]:
+            wanted.append("annotated.mp4")
+        complete = all((folder / f).is_file() for f in wanted)
+    except (OSError, ValueError, TypeError, KeyError):
         return None
-    if not complete or not isinstance(summary, dict) or summary.get("fingerprint") != mark:
+    if not complete or summary.get("fingerprint") != mark:
         return None
     return summary
 
@@ -285,6 +332,8 @@ class _Run:
         settings: WatchSettings,
         folder: Path,
         progress: Progress | None,
+        started: float,
+        live: bool,
     ) -> None:
         self.source = source
         self.name = name
@@ -293,34 +342,22 @@ class _Run:
         self.settings = settings
         self.folder = folder
         self.progress = progress
-        self.presence = Presence()
+        self.live = live
+        self.presence = Presence(1 / max(stream.info.fps, 1e-3))
         self.pulse = _pulse_analyser(settings)
         self.analysers: list[Analyser] = [self.presence, self.pulse]
         self.latest_bpm: dict[int, float] = {}
         self.first_result_s: float | None = None
         self.poster: npt.NDArray[np.uint8] | None = None
         self.poster_has_face = False
-        self.started = time.perf_counter()
+        self.started = started
         self.last_s = 0.0
         self.frames = 0
 
-    def go(self) -> dict[str, Any]:
-        drained_s = 0.0
-        live = self.stream.info.duration_s is None
-        with contextlib.ExitStack() as stack:
-            writer = stack.enter_context(TimelineWriter(self.folder / "signals.parquet"))
-            painter = stack.enter_context(_Painter(self)) if self.settings.video else None
-            try:
-                for frame, tracks in self.tracker.follow(self._limited()):
-                    self._see(frame, tracks)
-                    if painter is not None:
-                        painter.put(frame, tracks)
-                    if frame.time_s - drained_s >= _DRAIN_EVERY_S:
-                        drained_s = frame.time_s
-                        self._drain(writer)
-            except KeyboardInterrupt:
-                if not live:
-                    raise
+    def go(self, mark: str | None) -> dict[str, Any]:
+        with TimelineWriter(self.folder / "signals.parquet") as writer:
+            with _Painter(self) if self.settings.video else contextlib.nullcontext() as painter:
+                self._pass(writer, painter)
             if self.frames == 0:
                 raise FoveateError(
                     f"{self.name} contains no picture that could be decoded; "
@@ -329,11 +366,27 @@ class _Run:
             for analyser in self.analysers:
                 writer.add(analyser.finish())
             summary = self._summary()
+            summary["fingerprint"] = mark
             writer.metadata = {
                 key: summary[key] for key in ("foveate", "source", "simulated", "settings")
             }
+        _write_json(self.folder / "summary.json", summary)
         self._page(summary)
         return summary
+
+    def _pass(self, writer: TimelineWriter, painter: _Painter | None) -> None:
+        drained_s = 0.0
+        try:
+            for frame, tracks in self.tracker.follow(self._limited()):
+                self._see(frame, tracks)
+                if painter is not None:
+                    painter.put(frame, tracks)
+                if frame.time_s - drained_s >= _DRAIN_EVERY_S:
+                    drained_s = frame.time_s
+                    self._drain(writer)
+        except KeyboardInterrupt:
+            if not self.live:  # Ctrl-C is how one ends a camera; a file would be cut short
+                raise
 
     def _limited(self) -> Iterator[Frame]:
         for frame in self.stream:
@@ -359,10 +412,14 @@ class _Run:
             if analyser is self.pulse and len(part):
                 for track in part.tracks:
                     _, bpm, _ = part.select("pulse.hr_bpm", track)
-                    if len(bpm) and math.isfinite(bpm[-1]):
-                        self.latest_bpm[track] = float(bpm[-1])
-                        if self.first_result_s is None:
-                            self.first_result_s = time.perf_counter() - self.started
+                    if not len(bpm):
+                        continue
+                    if not math.isfinite(bpm[-1]):
+                        self.latest_bpm.pop(track, None)  # refused: no old number goes on
+                        continue
+                    self.latest_bpm[track] = float(bpm[-1])
+                    if self.first_result_s is None:
+                        self.first_result_s = time.perf_counter() - self.started
         if self.progress is not None:
             word = ", ".join(f"person {t + 1}: {b:.0f} bpm" for t, b in self.latest_bpm.items())
             self.progress(self.last_s, self.stream.info.duration_s, word)
@@ -402,6 +459,18 @@ class _Run:
             for what, name in _REFUSABLE.items()
             if person.get(what, {}).get("reason")
         ]
+        for person in people:
+            if person["heart_rate"]["accepted"]:
+                refusals += [
+                    {
+                        "what": "heart rate",
+                        "track": person["track"],
+                        "from_s": round(stretch.from_s, 3),
+                        "to_s": round(stretch.to_s, 3),
+                        "reason": stretch.reason,
+                    }
+                    for stretch in pulses[person["track"]].refused
+                ]
         notes = []
         if glimpses:
             notes.append(
@@ -435,7 +504,7 @@ class _Run:
                     if simulated
                     else None
                 ),
-                "verdict": "no face" if not people else "faces",
+                "verdict": "faces" if people else "glimpses" if glimpses else "no face",
                 "people": people,
                 "refusals": refusals,
                 "compute": {
@@ -605,8 +674,12 @@ class _Painter:
         writer: VideoWriter | None = None
         try:
             with contextlib.ExitStack() as stack:
-                while (item := self._queue.get()) is not None:
+                last_s = -1.0
+                while (item := self._queue.get()) is not None and not self._abort:
                     frame, tracks, bpm = item
+                    if frame.time_s - last_s < _SHORTEST_FRAME_S:
+                        continue
+                    last_s = frame.time_s
                     image = frame.image.copy()
                     _draw(image, tracks, bpm)
                     scale = self._LONGEST_SIDE / max(image.shape[:2])

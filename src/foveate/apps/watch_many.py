@@ -11,6 +11,7 @@ from __future__ import annotations
 import csv
 import dataclasses
 import os
+import signal
 import threading
 import time
 from collections.abc import Callable, Iterator, Sequence
@@ -127,10 +128,15 @@ def videos_in(folder: Path) -> list[Path]:
 def _folders(videos: Sequence[Path], out: Path) -> list[Path]:
     """A folder for each video, by its stem; with the suffix where stems collide."""
     stems = [video.stem for video in videos]
-    names = [
-        stem if stems.count(stem) == 1 else video.name.replace(".", "-")
-        for video, stem in zip(videos, stems, strict=True)
-    ]
+    taken = {"index.html", "heart_rates.csv"}
+    names = []
+    for video, stem in zip(videos, stems, strict=True):
+        name = stem if stems.count(stem) == 1 else video.name.replace(".", "-")
+        candidate, number = name, 2
+        while candidate in taken or (candidate != stem and candidate in stems):
+            candidate, number = f"{name}-{number}", number + 1
+        taken.add(candidate)
+        names.append(candidate)
     return [out / name for name in names]
 
 
@@ -140,10 +146,21 @@ def _one(video: Path, folder: Path, settings: WatchSettings, force: bool) -> Out
         return Outcome(video, folder, watch(video, folder, settings=settings, force=force))
     except FoveateError as error:
         return Outcome(video, folder, None, str(error))
+    except OSError as error:
+        return Outcome(video, folder, None, f"{video.name}: {error.strerror or error}")
+    except Exception as error:  # one video must not stop the others
+        kind = type(error).__name__
+        return Outcome(
+            video, folder, None, f"{video.name}: an error of foveate itself ({kind}: {error})"
+        )
 
 
 def _leave_with_parent(parent: int) -> None:
-    """End this worker when the process that started it is gone (even by kill -9)."""
+    """End this worker when the process that started it is gone (even by kill -9).
+
+    Ctrl-C reaches the whole process group; the parent alone decides what follows.
+    """
+    signal.signal(signal.SIGINT, signal.SIG_IGN)
 
     def guard() -> None:
         while os.getppid() == parent:
@@ -192,10 +209,11 @@ def _in_pool(
                             strikes[item[0]] = max(strikes[item[0]], 1)
                             todo.append(item)
         finally:
+            workers_left = list((getattr(pool, "_processes", None) or {}).values())
             pool.shutdown(wait=False, cancel_futures=True)
             if running:  # interrupted: do not wait for videos in flight
-                for process in list(getattr(pool, "_processes", {}).values()):
-                    process.terminate()
+                for process in workers_left:
+                    process.kill()
 
 
 def _on_ray(

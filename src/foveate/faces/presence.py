@@ -37,18 +37,22 @@ class Presence:
 
     Parameters
     ----------
-    max_gap_s
-        Frames of a person further apart than this do not count as time in view.
+    frame_s
+        Nominal time between frames: what a single frame counts for. Frames of a person further
+        apart than 0.5 s and 2.5 frames do not count as time in view.
     """
 
-    def __init__(self, max_gap_s: float = 0.5) -> None:
-        self.max_gap_s = max_gap_s
+    def __init__(self, frame_s: float = 1 / 30) -> None:
+        self.frame_s = frame_s
+        self.max_gap_s = max(0.5, 2.5 * frame_s)
         self.sightings: dict[int, Sighting] = {}
         self._rows: dict[int, _Rows] = {}
 
     def update(self, frame: Frame, track: Track) -> None:
         """Note that `track` is in view."""
-        seen = self.sightings.setdefault(track.id, Sighting(frame.time_s, frame.time_s))
+        seen = self.sightings.setdefault(
+            track.id, Sighting(frame.time_s, frame.time_s, self.frame_s)
+        )
         gap = frame.time_s - seen.last_s
         if gap <= self.max_gap_s:
             seen.visible_s += gap

@@ -57,11 +57,20 @@ from foveate.faces.variability import HRV_S, Respiration, hrv, respiration
 from foveate.streams.frame import Frame
 from foveate.streams.timeline import Timeline
 
-__all__ = ["PulseAnalyser", "PulseSummary", "PulseWindows"]
+__all__ = ["PulseAnalyser", "PulseSummary", "PulseWindows", "RefusedStretch"]
 
 FloatArray = npt.NDArray[np.float64]
 
 _LONGEST_HRV_S = 300.0  # the usual length of a short-term recording (Task Force, 1996)
+
+
+@dataclass(frozen=True, slots=True)
+class RefusedStretch:
+    """Consecutive windows without a heart rate: their centres, and the reason of the first."""
+
+    from_s: float
+    to_s: float
+    reason: str
 
 
 @dataclass(frozen=True, slots=True)
@@ -81,6 +90,8 @@ class PulseSummary:
         Seconds between the first and the last frame with skin in view.
     waveform_seconds
         Length of the stretch that `hrv` and `respiration` were read from.
+    refused
+        Stretches of windows in which no heart rate was reported.
     """
 
     result: HRResult
@@ -89,6 +100,7 @@ class PulseSummary:
     respiration: Respiration
     duration_s: float
     waveform_seconds: float
+    refused: tuple[RefusedStretch, ...] = ()
 
     @property
     def reason(self) -> str:
@@ -289,14 +301,35 @@ class PulseWindows:
         if breath.rate_bpm is not None:
             centre = self._best_start_s + seconds / 2
             self._rows.add("respiration.rate_bpm", centre, breath.rate_bpm, breath.confidence)
-        return PulseSummary(result, variability, reason, breath, duration_s, seconds)
+        return PulseSummary(
+            result, variability, reason, breath, duration_s, seconds, self._refused()
+        )
 
-    @staticmethod
+    def _refused(self) -> tuple[RefusedStretch, ...]:
+        """Runs of refused windows, each widened by half a step to both sides."""
+        found: list[RefusedStretch] = []
+        for accepted, run in itertools.groupby(self._windows, lambda w: w.rate.accepted):
+            windows = list(run)
+            if not accepted:
+                centres = [(w.start_s + w.end_s) / 2 for w in (windows[0], windows[-1])]
+                found.append(
+                    RefusedStretch(
+                        centres[0] - HOP_S / 2, centres[1] + HOP_S / 2, windows[0].rate.reason
+                    )
+                )
+        return tuple(found)
+
     def _without_beats(
-        result: HRResult, reason: str, duration_s: float, seconds: float
+        self, result: HRResult, reason: str, duration_s: float, seconds: float
     ) -> PulseSummary:
         return PulseSummary(
-            result, None, reason, Respiration(None, 0.0, reason), duration_s, seconds
+            result,
+            None,
+            reason,
+            Respiration(None, 0.0, reason),
+            duration_s,
+            seconds,
+            self._refused(),
         )
 
 
@@ -315,6 +348,7 @@ class _Person:
     stretches: int = 0
     first_s: float = math.nan
     last_s: float = math.nan
+    whole: HeartRate | None = None  # of the first stretch, when it has ended and was short
 
 
 class PulseAnalyser:
@@ -354,6 +388,7 @@ class PulseAnalyser:
         self._fs = fs
         self._people: dict[int, _Person] = {}
         self._summaries: dict[int, PulseSummary] = {}
+        self._now_s = -math.inf
 
     def update(self, frame: Frame, track: Track) -> None:
         """Read the skin colour of one face in one frame."""
@@ -369,6 +404,7 @@ class PulseAnalyser:
             waveform from more appends that to the three.
         """
         rgb = sample[:3]
+        self._now_s = max(self._now_s, time_s)
         person = self._people.get(track)
         if person is None:
             person = _Person(PulseWindows(track, self._name, self._band), _Rows(track))
@@ -454,13 +490,16 @@ class PulseAnalyser:
         """Rows that are final; each is returned once."""
         parts = []
         for person in self._people.values():
+            if person.times and self._now_s - person.times[-1] > 2 * GAP_S:
+                person.whole = self._whole(person)  # left: what was kept of them can go
+                self._end_stretch(person)
             parts += person.rows.take() + person.windows.take()
         return Timeline.concat(parts)
 
     def finish(self) -> Timeline:
         """The remaining rows; the summaries are ready afterwards."""
         for number, person in self._people.items():
-            whole: HeartRate | None = None
+            whole = person.whole if person.stretches == 1 else None
             if person.times:
                 whole = self._whole(person)
                 self._end_stretch(person)

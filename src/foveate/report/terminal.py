@@ -96,7 +96,13 @@ def _rate(rate: Mapping[str, Any]) -> str:
         text += f" ({rate['low']:.1f} to {rate['high']:.1f})"
     if rate.get("confidence") is not None:
         text += f", confidence {rate['confidence']:.2f}"
+    if rate.get("windows_total") and rate["windows_accepted"] < rate["windows_total"]:
+        text += f", in {rate['windows_accepted']} of {rate['windows_total']} windows"
     return text
+
+
+def _nobody(summary: Mapping[str, Any]) -> str:
+    return "no face" if summary["verdict"] == "no face" else "faces only at a glimpse"
 
 
 def _outcome_line(outcome: Any) -> str:
@@ -106,7 +112,7 @@ def _outcome_line(outcome: Any) -> str:
     people = outcome.result.summary["people"]
     again = "  [dim](already done)[/]" if outcome.result.reused else ""
     if not people:
-        return f"{name}  no face{again}"
+        return f"{name}  {_nobody(outcome.result.summary)}{again}"
     return f"{name}  " + "; ".join(_rate(p["heart_rate"]) for p in people) + again
 
 
@@ -127,7 +133,7 @@ def print_watch_result(result: Any) -> None:
             soft_wrap=True,
         )
     if not summary["people"]:
-        _out.print("no face", highlight=False)
+        _out.print(_nobody(summary), highlight=False)
     for person in summary["people"]:
         _out.print(
             f"  person {person['track'] + 1}, in view {person['visible_s']:.1f} s: "
