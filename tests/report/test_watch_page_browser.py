@@ -237,7 +237,7 @@ def test_every_cursor_follows_the_video(report: Opened) -> None:
     # and while it plays
     one.run("document.getElementById('video').muted = true")
     one.run("document.getElementById('video').currentTime = 2")
-    one.run("document.getElementById('video').play()")
+    one.run("void document.getElementById('video').play().catch(() => {})")
     one.until("document.getElementById('video').currentTime > 2.6")
     one.run("document.getElementById('video').pause()")
     one.page.wait_for_timeout(100)

@@ -114,7 +114,7 @@
     if (event.target.closest("video, button, a, input, select, textarea, summary, .scroll")) return;
     const step = { ArrowLeft: -1, ArrowRight: 1 }[event.key];
     if (step) seek(now() + step);
-    else if (event.key === " " && !broken) video.paused ? video.play() : video.pause();
+    else if (event.key === " " && !broken) video.paused ? video.play().catch(() => {}) : video.pause(); // a quick second press interrupts
     else return;
     event.preventDefault();
   });
