@@ -17,6 +17,7 @@ from foveate.errors import FoveateError
 from foveate.faces import erea
 from foveate.faces.erea import EREA, EREAConfig
 from foveate.files import sha256_of
+from foveate.learning import masked_attention
 from foveate.recipes import mar_rppg as recipe
 from foveate.recipes.mar_rppg import ARMS, PRESETS, Clip, Data
 from foveate.report.evidence import Evidence, Result
@@ -300,6 +301,20 @@ def test_label_and_prediction_are_searched_in_one_band(monkeypatch):
     monkeypatch.setattr(recipe, "heart_rate", spy)
     recipe.mean_error(lambda clip: clip.bvp, [pulse_clip(0, 80)], SMALL)
     assert bands == [tuple(SMALL.band_hz)] * 2
+
+
+def test_nothing_is_erased_or_mirrored_when_a_clip_is_read(monkeypatch):
+    def never(*arguments, **options):
+        raise AssertionError("masks and mirrors belong to training")
+
+    monkeypatch.setattr(masked_attention, "erase_clip", never)
+    monkeypatch.setattr(masked_attention, "flip", never)
+    clips = [pulse_clip(i, 80, moving=bool(i)) for i in range(2)]
+    metrics = recipe.evaluate(EREA(NETWORK), Data("", clips, clips, clips, {}, None, []), SMALL)
+    assert np.isfinite(metrics["mae_moving"])
+    # The guard works: training does call them.
+    with pytest.raises(AssertionError, match="belong to training"):
+        recipe.train("erea-mar", 0, clips, SMALL, Fabric(accelerator="cpu", devices=1))
 
 
 def test_too_few_clips_for_a_step_is_said():

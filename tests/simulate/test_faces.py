@@ -121,6 +121,29 @@ def test_action_units_grow_and_stay_in_their_region() -> None:
             assert moved[:, far_points[name]].max() < 0.02, unit
 
 
+@pytest.mark.parametrize(
+    ("unit", "point", "asked"),
+    [
+        *((1, 21, (0, -0.12)), (2, 18, (0, -0.12)), (4, 21, (0.04, 0.09)), (5, 37, (0, -0.045))),
+        *((6, 41, (0, -0.035)), (9, 31, (0, -0.07)), (12, 48, (-0.10, -0.10))),
+        *((15, 48, (0.01, 0.10)), (17, 57, (0, -0.065)), (20, 48, (-0.12, 0.02))),
+        *((25, 66, (0, 0.055)), (26, 66, (0, 0.22)), (45, 37, (0, 0.115))),
+    ],
+)
+def test_action_units_move_their_point_as_the_table_says(
+    unit: int, point: int, asked: tuple[float, float]
+) -> None:
+    """Figures of the specification (image y points down), left of the picture."""
+    model = FaceModel(3)
+    levels = np.zeros((2, 13), np.float32)
+    levels[1, ACTION_UNITS.index(unit)] = 5
+    places = model.landmarks(levels)[:, point]
+    moved = np.asarray(places[1] - places[0])
+    wanted = np.array(asked)
+    assert moved @ wanted > 0.9 * np.linalg.norm(moved) * np.linalg.norm(wanted)
+    assert 0.75 < np.linalg.norm(moved) / np.linalg.norm(wanted) < 1.25
+
+
 def test_skin_never_folds() -> None:
     rng = np.random.default_rng(0)
     for identity in range(4):
