@@ -441,8 +441,10 @@ def waveform(net: EREA, clips: npt.NDArray[np.uint8 | np.float32], batch: int = 
         total[:, start : start + length] += window * steps
         weight[start : start + length] += window
         energy.append(np.concatenate(energies))
+    # Step t leads from frame t to t + 1: the pulse of a frame is the sum of the steps before it.
     # Each pass has an offset of its own, which the sum over time turns into slow drift.
-    bvp = detrend(np.cumsum(total / weight, -1).T, lam=100 * (net.config.fps / 30) ** 2).T
+    steps = total / weight
+    bvp = detrend((np.cumsum(steps, -1) - steps).T, lam=100 * (net.config.fps / 30) ** 2).T
     return Reading(bvp - bvp.mean(-1, keepdims=True), np.stack(energy, 1), starts)
 
 

@@ -18,6 +18,7 @@ import json
 import math
 import os
 import platform
+import re
 import subprocess
 import time
 from collections.abc import Callable, Iterable, Mapping, Sequence
@@ -49,6 +50,7 @@ __all__ = [
 Verdict = Literal["reproduced", "not reproduced", "inconclusive"]
 Certainty = Literal["P", "R", "M", "D"]
 Metrics = dict[str, float]
+Items = dict[str, list[float]]
 
 _VERDICTS = ("reproduced", "not reproduced", "inconclusive")
 _MIN_SEEDS = 3
@@ -85,12 +87,13 @@ class Claim:
 
 @dataclass(frozen=True)
 class Result:
-    """The raw metrics of one arm under one seed."""
+    """The raw metrics of one arm under one seed, and where kept the value of every test item."""
 
     arm: str
     seed: int
     metrics: Metrics
     seconds: float = math.nan
+    items: Items = field(default_factory=dict)
 
 
 @dataclass(frozen=True)
@@ -257,7 +260,8 @@ class Evidence:
 
     def to_json(self) -> str:
         """JSON text with sorted, stable content; NaN becomes null."""
-        return json.dumps(_jsonable(dataclasses.asdict(self)), indent=1) + "\n"
+        text = json.dumps(_jsonable(dataclasses.asdict(self)), indent=1)
+        return _NUMBERS.sub(lambda found: re.sub(r"\s+", "", found[0]), text) + "\n"
 
     def write(self, folder: str | Path) -> Path:
         """Write ``<folder>/<recipe>.json``, whole or not at all."""
@@ -285,6 +289,10 @@ class Evidence:
                     int(r["seed"]),
                     {k: math.nan if v is None else float(v) for k, v in r["metrics"].items()},
                     math.nan if r["seconds"] is None else float(r["seconds"]),
+                    {
+                        k: [math.nan if v is None else float(v) for v in values]
+                        for k, values in r.get("items", {}).items()
+                    },
                 )
                 for r in raw["results"]
             ]
@@ -295,6 +303,9 @@ class Evidence:
                 f"{path} is not readable evidence ({error}); make it anew with "
                 f"`foveate run {path.stem} --scale desk`"
             ) from error
+
+
+_NUMBERS = re.compile(r"\[\s+[-+.,\de\s]+\]")  # a list of numbers goes on one line
 
 
 def _jsonable(value: object) -> object:
@@ -354,19 +365,31 @@ class Ledger:
         for path in sorted(self.folder.glob("*.json")) if self.folder.is_dir() else []:
             try:
                 raw = json.loads(path.read_text("utf-8"))
-                result = Result(raw["arm"], raw["seed"], raw["metrics"], raw["seconds"])
+                result = Result(**raw)
             except (OSError, ValueError, KeyError, TypeError):
                 continue  # a damaged entry is simply computed again
             self._kept[result.arm, result.seed] = result
 
-    def result(self, arm: str, seed: int, compute: Callable[[], Metrics]) -> Result:
-        """The kept result of this arm and seed, else `compute` it and keep it."""
+    def result(
+        self, arm: str, seed: int, compute: Callable[[], Metrics | tuple[Metrics, Items]]
+    ) -> Result:
+        """The kept result of this arm and seed, else `compute` it and keep it.
+
+        `compute` gives the metrics, or metrics and the values of single test items behind them.
+        """
         if (arm, seed) in self._kept:
             self.reused += 1
             return self._kept[arm, seed]
         start = time.perf_counter()
-        metrics = {name: float(value) for name, value in compute().items()}
-        result = Result(arm, seed, metrics, round(time.perf_counter() - start, 3))
+        computed = compute()
+        metrics, items = computed if isinstance(computed, tuple) else (computed, {})
+        result = Result(
+            arm,
+            seed,
+            {name: float(value) for name, value in metrics.items()},
+            round(time.perf_counter() - start, 3),
+            {name: [float(value) for value in values] for name, values in items.items()},
+        )
         self._kept[arm, seed] = result
         if self._writer:
             with write_whole(self.folder / f"{arm}-{seed}.json") as temporary:
@@ -424,27 +447,35 @@ def evidence_table(evidences: Sequence[Evidence]) -> Table:
 
 
 def markdown_table(evidence: Evidence) -> str:
-    """All arms x metrics of one recipe as a Markdown table (mean over seeds, then range)."""
+    """All arms x metrics of one recipe as a Markdown table (mean over seeds, then range).
+
+    The longer of the two runs down the page.
+    """
     metrics = list(dict.fromkeys(name for r in evidence.results for name in r.metrics))
-    lines = [
-        "| arm | " + " | ".join(metrics) + " |",
-        "|---|" + "---:|" * len(metrics),
+    measured = {r.arm for r in evidence.results if r.metrics}
+    arms = [arm for arm in evidence.arms if arm in measured]
+
+    def cell(arm: str, metric: str) -> str:
+        values = [
+            r.metrics[metric]
+            for r in evidence.results
+            if r.arm == arm and metric in r.metrics and not math.isnan(r.metrics[metric])
+        ]
+        if not values:
+            return ""
+        if len(values) == 1 or min(values) == max(values):
+            return f"{values[0]:.3g}"
+        average = sum(values) / len(values)
+        return f"{average:.3g} ({min(values):.3g} to {max(values):.3g})"
+
+    if len(metrics) > len(arms):
+        head, columns, rows = "metric", arms, metrics
+        cells = [[cell(arm, metric) for arm in arms] for metric in metrics]
+    else:
+        head, columns, rows = "arm", metrics, arms
+        cells = [[cell(arm, metric) for metric in metrics] for arm in arms]
+    lines = [f"| {head} | " + " | ".join(columns) + " |", "|---|" + "---:|" * len(columns)]
+    lines += [
+        f"| {row} | " + " | ".join(line) + " |" for row, line in zip(rows, cells, strict=True)
     ]
-    for arm in evidence.arms:
-        cells = []
-        for metric in metrics:
-            values = [
-                r.metrics[metric]
-                for r in evidence.results
-                if r.arm == arm and metric in r.metrics and not math.isnan(r.metrics[metric])
-            ]
-            if not values:
-                cells.append("")
-            elif len(values) == 1 or min(values) == max(values):
-                cells.append(f"{values[0]:.3g}")
-            else:
-                average = sum(values) / len(values)
-                cells.append(f"{average:.3g} ({min(values):.3g} to {max(values):.3g})")
-        if any(cells):
-            lines.append(f"| {arm} | " + " | ".join(cells) + " |")
     return "\n".join(lines) + "\n"

@@ -37,6 +37,7 @@ __all__ = [
     "delay_s",
     "depth",
     "field_points",
+    "forehead",
     "furrow_maps",
     "perfusion",
     "rotation",
@@ -203,6 +204,29 @@ def _canonical() -> Array:
 def canonical_points() -> Array:
     """The mean face: ``(92, 2)``, 68 iBUG points, 11 helpers (68-78) and 13 fixed anchors."""
     return np.array(_canonical())
+
+
+_ARC = np.linspace(0, np.pi, 15)[1:-1]
+_FOREHEAD = np.stack([0.95 * np.cos(_ARC), -0.25 - 0.65 * np.sin(_ARC), np.ones(13)], 1)
+
+
+def forehead(landmarks: npt.ArrayLike) -> npt.NDArray[np.float64]:
+    """Thirteen points along the hairline of a face, which the 68 landmarks leave out.
+
+    Parameters
+    ----------
+    landmarks
+        ``(..., 68, 2)`` in pixels.
+
+    Returns
+    -------
+    ndarray
+        ``(..., 13, 2)`` from one temple over the top to the other, by an affine fit of the mean
+        face.
+    """
+    mean = np.c_[_canonical()[:68].astype(np.float64), np.ones(68)]
+    affine = np.linalg.pinv(mean) @ np.asarray(landmarks, np.float64)  # canonical -> pixels
+    return np.asarray(_FOREHEAD @ affine)
 
 
 @cache

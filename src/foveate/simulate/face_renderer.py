@@ -396,9 +396,10 @@ class Renderer:
             along = 9 * (float(np.cos(angle)) * x + float(np.sin(angle)) * y)
             t = torch.from_numpy(script.times[span].astype(np.float32))[:, None, None]
             image = image * (1 + 0.4 * torch.sin(along - 2 * np.pi * ground.speed * t))[:, None]
-        if script.decoy_signal is not None:
+        if script.decoy is not None and script.decoy_signal is not None:
             lamp = torch.exp(
-                -(((x - 0.82 * script.decoy_side) / 0.16) ** 4) - ((y + 0.45) / 0.35) ** 4
+                -(((x - script.decoy.across * script.decoy_side) / 0.16) ** 4)
+                - ((y + 0.45) / 0.35) ** 4
             )
             signal = torch.from_numpy(script.decoy_signal[span])[:, None, None, None]
             glow = torch.tensor([0.75, 0.68, 0.5])[:, None, None] * signal

@@ -51,7 +51,7 @@ from foveate.simulate.scripts import (
 
 __all__ = ["PRESETS", "SPLITS", "VERSION", "FaceSim", "SimClip", "SimLabels"]
 
-VERSION = "4"
+VERSION = "5"
 """Changes whenever the same seed gives other bytes; part of every cache key."""
 
 SPLITS = {"train": range(10000), "val": range(10000, 11000), "test": range(11000, 12000)}
@@ -269,8 +269,11 @@ class FaceSim:
         pose = pose_track(times, motion, stream(3))
         gaze = gaze_track(times, stream(4))
         heart = stream(5)
-        beats = beat_times(rate, seconds, heart, variability=variability, rhythm=rhythm)
-        pulse = Pulse(beats, dicrotic=float(heart.uniform(0.15, 0.5)), breathing=breathing)
+        breath = float(heart.uniform(0, 2 * np.pi))
+        beats = beat_times(
+            rate, seconds, heart, variability=variability, rhythm=rhythm, breath=breath
+        )
+        pulse = Pulse(beats, float(heart.uniform(0.15, 0.5)), breathing, breath)
         if micro_motion:
             pose[:, 4] += (2 / self.size * micro_motion * pulse.at(times - 0.08)).astype(np.float32)
         fixed_light, illumination, shadow_x = light_track(times, light, stream(6))

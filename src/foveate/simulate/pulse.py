@@ -3,7 +3,9 @@
 Beats come first; every other label follows from them. With instantaneous rate HR(t) and
 respiratory, Mayer and white variability, successive beats are
 
-    RR_k = 60 / HR(t_k) * (1 + .03 sin(2 pi .25 t_k) + .02 sin(2 pi .1 t_k + phi) + .01 N(0, 1)).
+    RR_k = 60 / HR(t_k) * (1 + .03 sin(2 pi .25 t_k + r) + .02 sin(2 pi .1 t_k + m) + .01 N(0, 1)),
+
+breathing and Mayer wave each beginning anywhere in their cycle (phases r and m).
 
 Between beats the phase p runs from 0 to 1 and the blood volume pulse (BVP) is a systolic and a
 dicrotic wave, b(p) = exp(-w(p - .25)^2 / (2 .09^2)) + d exp(-w(p - .55)^2 / (2 .11^2)), where w
@@ -30,7 +32,7 @@ import numpy as np
 import numpy.typing as npt
 
 from foveate.errors import FoveateError
-from foveate.simulate.face_geometry import canonical_points, delay_s, perfusion
+from foveate.simulate.face_geometry import canonical_points, delay_s, forehead, perfusion
 
 __all__ = [
     "BLOOD_COLOUR",
@@ -95,6 +97,7 @@ def beat_times(
     *,
     variability: float = 1.0,
     rhythm: Rhythm = "sinus",
+    breath: float | None = None,
 ) -> Float64:
     """Moments of the heart beats in seconds, from before 0 to after `seconds`.
 
@@ -107,12 +110,15 @@ def beat_times(
     rhythm
         ``sinus``; ``ectopic`` (one beat in 200 comes early and is followed by a pause);
         ``fibrillation`` (independent intervals with a coefficient of variation of .15).
+    breath
+        Phase r of the breathing in radians, to share it with `Pulse`; None draws one.
     """
     if not 0 < seconds <= 24 * 3600:
         raise FoveateError(f"a recording of {seconds} s cannot be simulated; give up to 24 h")
     if not isinstance(rate, HeartRate):
         rate = HeartRate(float(rate))
-    phase = rng.uniform(0, 2 * np.pi)
+    mayer, drawn = rng.uniform(0, 2 * np.pi, 2)
+    breath = drawn if breath is None else breath
     t = -3.0 - rng.uniform(0, 60 / rate.start)
     beats = [t]
     early = False
@@ -122,8 +128,8 @@ def beat_times(
             factor = 1 + 0.15 * white
         else:
             factor = 1 + variability * (
-                0.03 * math.sin(2 * math.pi * 0.25 * t)
-                + 0.02 * math.sin(2 * math.pi * 0.1 * t + phase)
+                0.03 * math.sin(2 * math.pi * 0.25 * t + breath)
+                + 0.02 * math.sin(2 * math.pi * 0.1 * t + mayer)
                 + 0.01 * white
             )
         if rhythm == "ectopic":
@@ -155,11 +161,14 @@ class Pulse:
         Height d of the second wave, .15 to .5.
     breathing
         Share by which breathing (.25 Hz) swings the amplitude, usually 0 or .1.
+    breath
+        Phase of the breathing in radians, the one of `beat_times`.
     """
 
     beats: Float64
     dicrotic: float = 0.35
     breathing: float = 0.0
+    breath: float = 0.0
 
     @property
     def mean(self) -> float:
@@ -180,7 +189,8 @@ class Pulse:
             return np.asarray(np.exp(-(distance**2) / (2 * width**2)))
 
         b = wave(0.25, 0.09) + self.dicrotic * wave(0.55, 0.11) - self.mean
-        return np.asarray(b * (1 + self.breathing * np.sin(2 * np.pi * 0.25 * t)))
+        swing = self.breathing * np.sin(2 * np.pi * 0.25 * t + self.breath)
+        return np.asarray(b * (1 + swing))
 
 
 def bvp_signal(
@@ -316,10 +326,8 @@ def _skin_colour(ycc: npt.NDArray[np.float32]) -> npt.NDArray[np.float32]:
 
 def _face_mask(points: Float64, affine: Float64, shape: tuple[int, int]) -> npt.NDArray[np.float32]:
     """Face outline up to the hairline, without eyes, brows and mouth."""
-    arc = np.linspace(0, np.pi, 15)[1:-1]
-    forehead = np.stack([0.95 * np.cos(arc), -0.25 - 0.65 * np.sin(arc), np.ones(13)], 1) @ affine
     mask = np.zeros(shape, np.uint8)
-    cv2.fillPoly(mask, [np.round(np.r_[points[:17], forehead]).astype(np.int32)], 255)
+    cv2.fillPoly(mask, [np.round(np.r_[points[:17], forehead(points)]).astype(np.int32)], 255)
     for part, grow in ((slice(36, 42), 1.5), (slice(42, 48), 1.5), (slice(48, 60), 1.15)):
         centre = points[part].mean(0)
         hole = np.round(centre + grow * (points[part] - centre)).astype(np.int32)

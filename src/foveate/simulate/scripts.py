@@ -151,11 +151,15 @@ class Decoy:
         ``left`` or ``right`` of the picture; None tosses a coin.
     gain
         Peak share of the flicker.
+    across
+        Distance from the middle of the picture, in half pictures; nearer than .7 it lies within a
+        usual face crop.
     """
 
     bpm: float | None = None
     side: Literal["left", "right"] | None = None
     gain: float = 0.03
+    across: float = 0.82
 
 
 @dataclass(frozen=True)
