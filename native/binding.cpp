@@ -1,6 +1,7 @@
 // The Python face of the native engine.
 #include <nanobind/nanobind.h>
 
+#include "bindings.hpp"
 #include "cpu_features.hpp"
 
 namespace nb = nanobind;
@@ -24,4 +25,6 @@ NB_MODULE(_native, module) {
             return out;
         },
         "Instruction sets usable in this process, by name: feature -> bool.");
+    foveate::bind_kernels(module);
+    foveate::bind_model(module);
 }

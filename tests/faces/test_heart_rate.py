@@ -175,7 +175,7 @@ def recalibrate(count: int) -> None:
     x, right, gain = table(2)
     own = np.array([hr.Evidence(*row).confidence for row in x])
     for name, q in (("own", own), ("fitted", model(fit.x, x))):
-        for threshold in (0.75, 0.8, 0.85, 0.9, 0.95):
+        for threshold in (0.75, 0.8, 0.85, hr.ACCEPT, 0.9, 0.95):
             taken = q >= threshold
             print(
                 f"{name} {threshold}: without pulse {(taken & (gain == 0)).sum()} of "
@@ -357,6 +357,15 @@ def test_a_pulse_of_normal_strength_is_accepted_and_right(kind: str) -> None:
     assert len(accepted) >= (0.8 if kind == "steady" else 0.4) * len(rows)
     assert errors.mean() < 1.5
     assert (errors < 5).mean() > 0.97
+
+
+@pytest.mark.parametrize("bpm", [60.0, 140.0, 170.0, 178.0, 185.0])
+def test_fast_hearts_are_accepted_as_readily_as_slow_ones(bpm: float) -> None:
+    """No witness may be deaf to a part of the search band (CHROM was, above 2.5 Hz)."""
+    setting = {"gain": 0.012, "kind": "steady", "seconds": 10.0, "fs": 30.0, "bpm": bpm}
+    rows = simulated_estimates(1004, 30, **setting)
+    assert np.mean([r["rate"].accepted for r in rows]) >= 0.85
+    assert all(abs(r["rate"].bpm - r["truth"]) < 5 for r in rows if r["rate"].accepted)
 
 
 def test_pos_error_is_below_1_5_bpm_over_45_to_180_bpm() -> None:

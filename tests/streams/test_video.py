@@ -606,7 +606,7 @@ def test_errors_of_the_decoder_reach_the_caller(
         def fail(*args: object) -> float:
             raise MemoryError("none left")
 
-        monkeypatch.setattr(stream._decoder, "_clock", fail)
+        monkeypatch.setattr(stream._source, "_clock", fail)
         with pytest.raises(MemoryError, match="none left"):
             list(stream)
 

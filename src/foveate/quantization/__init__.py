@@ -1,1 +1,1 @@
-"""Networks of few bits: quantisers, binary layers, mixed precision and their search."""
+"""Few bits: quantisers, 1-bit and few-bit layers, their stages, their cost."""

@@ -10,7 +10,6 @@ import sys
 import time
 from collections.abc import Callable
 from pathlib import Path
-from types import TracebackType
 from typing import Any, Protocol
 
 import cv2
@@ -19,7 +18,8 @@ import numpy.typing as npt
 
 from foveate.errors import FoveateError
 from foveate.streams.frame import Frame
-from foveate.streams.video import MAX_PIXELS, StreamClock, StreamInfo, fitted_size
+from foveate.streams.stream import FrameStream, StreamInfo
+from foveate.streams.video import MAX_PIXELS, StreamClock, fitted_size
 
 __all__ = ["CameraStream", "Capture"]
 
@@ -62,7 +62,7 @@ def _missing(device: int) -> str:
     )
 
 
-class CameraStream:
+class CameraStream(FrameStream):
     """Frames of a camera as they arrive; its own iterator, endless until the camera goes.
 
     Parameters
@@ -132,20 +132,6 @@ class CameraStream:
     def damaged(self) -> int:
         """Reads that gave no usable picture so far."""
         return self._damaged
-
-    def __enter__(self) -> CameraStream:
-        return self
-
-    def __exit__(
-        self,
-        kind: type[BaseException] | None,
-        error: BaseException | None,
-        trace: TracebackType | None,
-    ) -> None:
-        self.close()
-
-    def __iter__(self) -> CameraStream:
-        return self
 
     def _read(self) -> tuple[npt.NDArray[np.uint8], float, int] | None:
         """The next BGR picture, when it came and its number; None when the camera is gone."""

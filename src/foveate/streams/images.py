@@ -12,26 +12,22 @@ Images that cannot be decoded are left out and counted, as in `foveate.streams.v
 from __future__ import annotations
 
 import re
-import weakref
 from collections.abc import Iterator
 from pathlib import Path
-from types import TracebackType
 
 import numpy as np
 import numpy.typing as npt
 from PIL import Image, ImageOps
 
 from foveate.errors import FoveateError
-from foveate.streams.ahead import ReadAhead
 from foveate.streams.frame import Frame
+from foveate.streams.stream import ReadAheadStream, StreamInfo
 from foveate.streams.video import (
     IMAGE_SUFFIXES,
     MAX_PIXELS,
     VIDEO_SUFFIXES,
     StreamClock,
-    StreamInfo,
     fitted_size,
-    read_ahead_depth,
 )
 
 __all__ = ["ImageStream"]
@@ -63,10 +59,10 @@ class _Reader:
     """The loop over the files; apart from `ImageStream` so that the thread does not hold that."""
 
     def __init__(
-        self, paths: list[Path], stamps_s: list[float], max_side: int | None, clock: StreamClock
+        self, paths: list[Path], stamps_s: list[float], fps: float, max_side: int | None
     ) -> None:
         self.damaged = 0
-        self._clock = clock
+        self._clock = StreamClock(fps)
         self._good = self._decode(paths, stamps_s)
         self._first = next(self._good, None)
         if self._first is None:
@@ -75,7 +71,15 @@ class _Reader:
                 "expected PNG, JPEG, BMP, TIFF, WebP or PPM pictures of at most 8192x8192 pixels"
             )
         height, width = self._first[2].shape[:2]
-        self.size = fitted_size(width, height, max_side)
+        self._size = fitted_size(width, height, max_side)
+        self.info = StreamInfo(
+            width=self._size[0],
+            height=self._size[1],
+            fps=fps,
+            duration_s=stamps_s[-1] + 1.0 / fps,
+            frames=len(paths),
+            codec=paths[0].suffix.lower().lstrip("."),
+        )
 
     def _decode(
         self, paths: list[Path], stamps_s: list[float]
@@ -97,13 +101,16 @@ class _Reader:
             yield self._finish(index, stamp_s, image)
 
     def _finish(self, index: int, stamp_s: float, image: npt.NDArray[np.uint8]) -> Frame:
-        if image.shape[1::-1] != self.size:
-            resized = Image.fromarray(image).resize(self.size, Image.Resampling.BOX)
+        if image.shape[1::-1] != self._size:
+            resized = Image.fromarray(image).resize(self._size, Image.Resampling.BOX)
             image = np.array(resized, dtype=np.uint8)
         return Frame(image=image, time_s=self._clock(stamp_s), index=index)
 
+    def close(self) -> None:
+        """Nothing to release: every file is open only while it is read."""
 
-class ImageStream:
+
+class ImageStream(ReadAheadStream):
     """The images of a folder as frames, once, in order; its own iterator.
 
     Parameters
@@ -154,57 +161,4 @@ class ImageStream:
                 fps = (len(paths) - 1) / stamps_s[-1]
         else:
             stamps_s = [index / fps for index in range(len(paths))]
-        self._reader = _Reader(paths, stamps_s, max_side, StreamClock(fps))
-        width, height = self._reader.size
-        self._info = StreamInfo(
-            width=width,
-            height=height,
-            fps=fps,
-            duration_s=stamps_s[-1] + 1.0 / fps,
-            frames=len(paths),
-            codec=paths[0].suffix.lower().lstrip("."),
-        )
-        self._running: list[ReadAhead[Frame]] = []
-        self._finalizer = weakref.finalize(self, _stop, self._running)
-
-    @property
-    def info(self) -> StreamInfo:
-        """Size, rate and length."""
-        return self._info
-
-    @property
-    def damaged(self) -> int:
-        """Images left out so far; complete once the iteration has ended."""
-        return self._reader.damaged
-
-    def __enter__(self) -> ImageStream:
-        return self
-
-    def __exit__(
-        self,
-        kind: type[BaseException] | None,
-        error: BaseException | None,
-        trace: TracebackType | None,
-    ) -> None:
-        self.close()
-
-    def __iter__(self) -> ImageStream:
-        return self
-
-    def __next__(self) -> Frame:
-        """The next frame; StopIteration at the end and after :meth:`close`."""
-        if not self._finalizer.alive:
-            raise StopIteration
-        if not self._running:
-            depth = read_ahead_depth(self.info.width, self.info.height)
-            self._running.append(ReadAhead(self._reader.frames(), depth))
-        return next(self._running[0])
-
-    def close(self) -> None:
-        """End the background thread; may be repeated."""
-        self._finalizer()
-
-
-def _stop(running: list[ReadAhead[Frame]]) -> None:
-    for ahead in running:
-        ahead.stop()
+        super().__init__(_Reader(paths, stamps_s, fps, max_side))

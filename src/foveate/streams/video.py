@@ -25,12 +25,9 @@ import contextlib
 import json
 import os
 import re
-import weakref
-from collections.abc import Iterator, Mapping
-from dataclasses import dataclass, field
+from collections.abc import Iterator
 from pathlib import Path
-from types import TracebackType
-from typing import TYPE_CHECKING, Any
+from typing import Any
 
 import av
 import numpy as np
@@ -38,12 +35,8 @@ import numpy.typing as npt
 from av.video.reformatter import Interpolation, VideoReformatter
 
 from foveate.errors import FoveateError
-from foveate.streams.ahead import ReadAhead
 from foveate.streams.frame import Frame
-
-if TYPE_CHECKING:
-    from foveate.streams.camera import CameraStream
-    from foveate.streams.images import ImageStream
+from foveate.streams.stream import FrameStream, ReadAheadStream, StreamInfo
 
 __all__ = [
     "IMAGE_SUFFIXES",
@@ -51,12 +44,10 @@ __all__ = [
     "MIN_SIDE",
     "VIDEO_SUFFIXES",
     "StreamClock",
-    "StreamInfo",
     "VideoStream",
     "fitted_size",
     "list_videos",
     "open_stream",
-    "read_ahead_depth",
 ]
 
 MAX_PIXELS = 8192 * 8192
@@ -81,48 +72,12 @@ _OPEN_OPTIONS = {
     "format_whitelist": _CONTAINERS,
     "max_pixels": str(MAX_PIXELS),
 }
-_QUEUE_BYTES = 64 << 20  # decoded frames that may wait
 _MAX_READ_ERRORS = 16  # in a row, before the rest of the file is given up
 _FALLBACK_FPS = 30.0
 # From PyAV 17 on, conversion starts threads of its own unless told not to: on a machine whose
 # cores are busy with the caller's work that halves the rate. Before, there was no such option.
 _ONE_THREAD = {"threads": 1} if int(av.__version__.split(".")[0]) >= 17 else {}
 _ATTACHED_PICTURE = 1 << 10  # AV_DISPOSITION_ATTACHED_PIC
-
-
-@dataclass(frozen=True)
-class StreamInfo:
-    """What is known about a stream before reading it.
-
-    Attributes
-    ----------
-    width, height
-        Of every frame that will come, in pixels: upright, after `max_side`.
-    fps
-        Nominal (mean) rate in Hz, for display and for filling gaps in time; 30 when the source
-        does not say. Use ``Frame.time_s`` for measuring.
-    duration_s, frames
-        As the source declares them, hence a hint; None when it does not (a camera never does).
-    codec
-        Name of the compression, e.g. ``h264``.
-    rotation
-        Degrees clockwise that were needed to turn the stored picture upright: 0, 90, 180, 270.
-    has_audio
-        Whether sound is there too (never decoded).
-    metadata
-        The container's own key/value text, keys in lower case; ``simulated_pulse`` among them
-        says that the video is synthetic.
-    """
-
-    width: int
-    height: int
-    fps: float
-    duration_s: float | None
-    frames: int | None
-    codec: str
-    rotation: int = 0
-    has_audio: bool = False
-    metadata: Mapping[str, str] = field(default_factory=dict)
 
 
 class StreamClock:
@@ -172,11 +127,6 @@ def fitted_size(width: int, height: int, max_side: int | None) -> tuple[int, int
         raise FoveateError(f"max_side is {max_side}, expected at least 1 pixel")
     scale = max_side / max(width, height)
     return max(1, round(width * scale)), max(1, round(height * scale))
-
-
-def read_ahead_depth(width: int, height: int) -> int:
-    """How many decoded frames of this size may wait: 1 to 8, about 64 MiB together."""
-    return max(1, min(8, _QUEUE_BYTES // max(1, width * height * 3)))
 
 
 class _Orientation:
@@ -441,14 +391,7 @@ class _Decoder:
         self._container.close()
 
 
-def _shut(decoder: _Decoder, running: list[ReadAhead[Frame]]) -> None:
-    """Stop the thread first: it is the one that uses the container."""
-    for ahead in running:
-        ahead.stop()
-    decoder.close()
-
-
-class VideoStream:
+class VideoStream(ReadAheadStream):
     """The frames of a video file, once, in order; its own iterator, like an open file.
 
     Parameters
@@ -468,54 +411,11 @@ class VideoStream:
     Notes
     -----
     Every frame has the size in :attr:`info`; one that changes size in mid-stream is scaled to it.
-    Memory is bounded: at most eight frames or about 64 MiB wait, whatever the length.
     """
 
     def __init__(self, path: str | Path, max_side: int | None = None) -> None:
         self.path = Path(path)
-        self._decoder = _Decoder(self.path, max_side)
-        self._running: list[ReadAhead[Frame]] = []
-        self._finalizer = weakref.finalize(self, _shut, self._decoder, self._running)
-
-    @property
-    def info(self) -> StreamInfo:
-        """Size, rate, length and origin, as the file declares them."""
-        return self._decoder.info
-
-    @property
-    def damaged(self) -> int:
-        """Pictures left out so far, the missing end of a cut-off file included.
-
-        The background thread counts ahead of the caller; complete once the iteration has ended.
-        """
-        return self._decoder.damaged
-
-    def __enter__(self) -> VideoStream:
-        return self
-
-    def __exit__(
-        self,
-        kind: type[BaseException] | None,
-        error: BaseException | None,
-        trace: TracebackType | None,
-    ) -> None:
-        self.close()
-
-    def __iter__(self) -> VideoStream:
-        return self
-
-    def __next__(self) -> Frame:
-        """The next frame; StopIteration at the end and after :meth:`close`."""
-        if not self._finalizer.alive:
-            raise StopIteration
-        if not self._running:
-            depth = read_ahead_depth(self.info.width, self.info.height)
-            self._running.append(ReadAhead(self._decoder.frames(), depth))
-        return next(self._running[0])
-
-    def close(self) -> None:
-        """End the background thread and release the file; may be repeated."""
-        self._finalizer()
+        super().__init__(_Decoder(self.path, max_side))
 
 
 def list_videos(directory: str | Path) -> list[Path]:
@@ -548,7 +448,7 @@ def list_videos(directory: str | Path) -> list[Path]:
 
 def open_stream(
     source: str | Path | int, fps: float = 30.0, max_side: int | None = None
-) -> VideoStream | ImageStream | CameraStream:
+) -> FrameStream:
     """Open whatever `source` is as a stream of frames.
 
     Parameters
@@ -565,7 +465,7 @@ def open_stream(
     FoveateError
         Nothing usable there, or frames smaller than 16 x 16 pixels.
     """
-    stream: VideoStream | ImageStream | CameraStream
+    stream: FrameStream
     camera = re.fullmatch(r"camera:(\d{1,4})", str(source))
     if camera:
         source = int(camera[1])

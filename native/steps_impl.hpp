@@ -1,0 +1,520 @@
+// The epilogue and the depthwise kernels, compiled once for every instruction set by the file that
+// includes this: plain loops of 32 channels that compilers turn into vectors, intrinsics only where
+// a comparison becomes bits. No function of another header may be called that is not always inlined.
+#pragma once
+
+#include <cmath>
+#include <cstring>
+#if defined(__AVX2__)
+#include <immintrin.h>
+#endif
+
+#include "isa.hpp"
+#include "steps.hpp"
+
+namespace foveate {
+namespace {
+namespace impl {
+
+FOVEATE_INLINE int smaller(int a, int b) { return a < b ? a : b; }
+
+// Walks over the pixels of a block.
+struct Walk {
+    int y, x, width;
+    FOVEATE_INLINE Walk(int first, int columns)
+        : y(first / columns), x(first % columns), width(columns) {}
+    FOVEATE_INLINE void next() {
+        if (++x == width) {
+            x = 0;
+            ++y;
+        }
+    }
+};
+
+// ---------------------------------------------------------------- codes to memory
+
+// Bit `plane` of 32 codes.
+FOVEATE_INLINE std::uint32_t plane_of(const std::uint8_t* codes, int plane) {
+#if defined(__AVX512BW__) && defined(__AVX512VL__)
+    const __m256i v = _mm256_loadu_si256(reinterpret_cast<const __m256i*>(codes));
+    return _mm256_test_epi8_mask(v, _mm256_set1_epi8(static_cast<char>(1 << plane)));
+#elif defined(__AVX2__)
+    const __m256i v = _mm256_loadu_si256(reinterpret_cast<const __m256i*>(codes));
+    return static_cast<std::uint32_t>(
+        _mm256_movemask_epi8(_mm256_sll_epi16(v, _mm_cvtsi32_si128(7 - plane))));
+#else
+    std::uint32_t mask = 0;
+    for (int c = 0; c < kGroup; ++c) {
+        mask |= static_cast<std::uint32_t>((codes[c] >> plane) & 1) << c;
+    }
+    return mask;
+#endif
+}
+
+// 32 bits of one plane; the upper half of a word that no block owns becomes 0.
+FOVEATE_INLINE void put_bits(std::uint64_t* plane, int channel, int channels, std::uint32_t mask) {
+    const int left = channels - channel;
+    if (left < kGroup) {
+        mask &= (std::uint32_t{1} << left) - 1;
+    }
+    std::uint64_t* word = plane + (channel >> 6);
+    if ((channel & 32) == 0 && left <= kGroup) {
+        *word = mask;
+    } else {
+        std::memcpy(reinterpret_cast<char*>(word) + ((channel & 32) >> 3), &mask, 4);
+    }
+}
+
+FOVEATE_INLINE void put_codes(const View& view, std::ptrdiff_t pixel, int channel, int channels,
+                              const std::uint8_t* codes) {
+    if (view.bits != nullptr) {
+        std::uint64_t* to = view.bits + pixel * view.pixel_words();
+        for (int plane = 0; plane < view.planes; ++plane) {
+            put_bits(to + std::ptrdiff_t{plane} * view.words(), channel, channels,
+                     plane_of(codes, plane));
+        }
+    }
+    if (view.bytes != nullptr) {
+        std::uint8_t* to = view.bytes + pixel * view.byte_stride() + channel;
+        const int left = channels - channel;
+        if (left >= kGroup) {
+            std::memcpy(to, codes, kGroup);
+        } else {
+            for (int c = 0; c < left; ++c) {
+                to[c] = codes[c];
+            }
+            for (int c = left; c < static_cast<int>(view.byte_stride()) - channel; ++c) {
+                to[c] = 0;
+            }
+        }
+    }
+}
+
+// ---------------------------------------------------------------- thresholds
+
+#if defined(__AVX512F__)
+struct MaskOf {
+    static FOVEATE_INLINE std::uint32_t at_least(const std::int32_t* v, const std::int32_t* t,
+                                                 const std::int32_t*) {
+        std::uint32_t mask = 0;
+        for (int half = 0; half < 2; ++half) {
+            const __m512i x = _mm512_loadu_si512(v + 16 * half);
+            const __mmask16 m = _mm512_cmpge_epi32_mask(x, _mm512_loadu_si512(t + 16 * half));
+            mask |= static_cast<std::uint32_t>(m) << (16 * half);
+        }
+        return mask;
+    }
+    static FOVEATE_INLINE std::uint32_t at_least(const float* v, const float* t,
+                                                 const std::int32_t* flip) {
+        std::uint32_t mask = 0;
+        for (int half = 0; half < 2; ++half) {
+            __m512 x = _mm512_loadu_ps(v + 16 * half);
+            if (flip != nullptr) {
+                x = _mm512_castsi512_ps(_mm512_xor_si512(_mm512_castps_si512(x),
+                                                         _mm512_loadu_si512(flip + 16 * half)));
+            }
+            const __mmask16 m = _mm512_cmp_ps_mask(x, _mm512_loadu_ps(t + 16 * half), _CMP_GE_OQ);
+            mask |= static_cast<std::uint32_t>(m) << (16 * half);
+        }
+        return mask;
+    }
+};
+#elif defined(__AVX2__)
+struct MaskOf {
+    static FOVEATE_INLINE std::uint32_t at_least(const std::int32_t* v, const std::int32_t* t,
+                                                 const std::int32_t*) {
+        std::uint32_t below = 0;
+        for (int c = 0; c < kGroup; c += 8) {
+            const __m256i x = _mm256_loadu_si256(reinterpret_cast<const __m256i*>(v + c));
+            const __m256i y = _mm256_loadu_si256(reinterpret_cast<const __m256i*>(t + c));
+            below |= static_cast<std::uint32_t>(_mm256_movemask_ps(
+                         _mm256_castsi256_ps(_mm256_cmpgt_epi32(y, x))))
+                     << c;
+        }
+        return ~below;
+    }
+    static FOVEATE_INLINE std::uint32_t at_least(const float* v, const float* t,
+                                                 const std::int32_t* flip) {
+        std::uint32_t mask = 0;
+        for (int c = 0; c < kGroup; c += 8) {
+            __m256 x = _mm256_loadu_ps(v + c);
+            if (flip != nullptr) {
+                x = _mm256_xor_ps(x, _mm256_loadu_ps(reinterpret_cast<const float*>(flip + c)));
+            }
+            mask |= static_cast<std::uint32_t>(
+                        _mm256_movemask_ps(_mm256_cmp_ps(x, _mm256_loadu_ps(t + c), _CMP_GE_OQ)))
+                    << c;
+        }
+        return mask;
+    }
+};
+#else
+struct MaskOf {
+    static FOVEATE_INLINE std::uint32_t at_least(const std::int32_t* v, const std::int32_t* t,
+                                                 const std::int32_t*) {
+        std::uint32_t mask = 0;
+        for (int c = 0; c < kGroup; ++c) {
+            mask |= static_cast<std::uint32_t>(v[c] >= t[c]) << c;
+        }
+        return mask;
+    }
+    static FOVEATE_INLINE std::uint32_t at_least(const float* v, const float* t,
+                                                 const std::int32_t* flip) {
+        std::uint32_t mask = 0;
+        for (int c = 0; c < kGroup; ++c) {
+            const float x = flip != nullptr && flip[c] != 0 ? -v[c] : v[c];
+            mask |= static_cast<std::uint32_t>(x >= t[c]) << c;
+        }
+        return mask;
+    }
+};
+#endif
+
+// 32 codes out of their planes.
+FOVEATE_INLINE void codes_of(const std::uint32_t* planes, int bits, std::uint8_t* codes) {
+#if defined(__AVX512BW__) && defined(__AVX512VL__)
+    __m256i sum = _mm256_setzero_si256();
+    for (int b = 0; b < bits; ++b) {
+        sum = _mm256_mask_add_epi8(sum, planes[b], sum, _mm256_set1_epi8(static_cast<char>(1 << b)));
+    }
+    _mm256_storeu_si256(reinterpret_cast<__m256i*>(codes), sum);
+#else
+    for (int c = 0; c < kGroup; ++c) {
+        unsigned code = 0;
+        for (int b = 0; b < bits; ++b) {
+            code |= ((planes[b] >> c) & 1U) << b;
+        }
+        codes[c] = static_cast<std::uint8_t>(code);
+    }
+#endif
+}
+
+// Codes count the thresholds that a value reaches. The masks of ascending thresholds are nested, so
+// bit b of the count is the parity of every 2^b-th mask.
+template <class Value>
+void thresholds(const StepData& step, const Block& block, const Value* values, const Value* table) {
+    View view = block.views[step.slot];
+    const std::int32_t* flip = step.flip != nullptr ? step.flip + block.channel : nullptr;
+    const std::uint32_t invert =
+        step.inverted != nullptr ? step.inverted[block.channel / kGroup] : 0;
+    const Value* level = table + block.channel;
+    const int left = block.channels - block.channel;
+    const std::ptrdiff_t pixel_words = view.pixel_words();
+    if (step.levels == 1 && view.bytes == nullptr && left >= kGroup &&
+        ((block.channel & 32) != 0 || left > kGroup)) {
+        // The commonest case: one bit, 32 channels, half a word each.
+        int x = block.first % block.width;
+        int y = block.first / block.width;
+        for (int p = 0; p < block.count; ++y, x = 0) {
+            auto* to = reinterpret_cast<char*>(view.bits + view.at(y, x) * pixel_words +
+                                               (block.channel >> 6)) +
+                       ((block.channel & 32) >> 3);
+            const int end = smaller(block.count, p + block.width - x);
+            for (; p < end; ++p, to += 8 * pixel_words) {
+                const std::uint32_t mask =
+                    MaskOf::at_least(values + p * kGroup, level, flip) ^ invert;
+                std::memcpy(to, &mask, 4);
+            }
+        }
+        return;
+    }
+    Walk at(block.first, block.width);
+    for (int p = 0; p < block.count; ++p, at.next()) {
+        const Value* v = values + p * kGroup;
+        std::uint32_t planes[8] = {};
+        for (int j = 1; j <= step.levels; ++j) {
+            const std::uint32_t mask =
+                MaskOf::at_least(v, level + std::ptrdiff_t{j - 1} * block.padded, flip) ^ invert;
+            for (int b = 0; (j & ((1 << b) - 1)) == 0 && b < step.bits; ++b) {
+                planes[b] ^= mask;
+            }
+        }
+        const std::ptrdiff_t pixel = view.at(at.y, at.x);
+        if (view.bits != nullptr) {
+            std::uint64_t* to = view.bits + pixel * pixel_words;
+            for (int b = 0; b < step.bits; ++b) {
+                put_bits(to + std::ptrdiff_t{b} * view.words(), block.channel, block.channels,
+                         planes[b]);
+            }
+        }
+        if (view.bytes != nullptr) {
+            std::uint8_t codes[kGroup];
+            codes_of(planes, step.bits, codes);
+            View only = view;
+            only.bits = nullptr;
+            put_codes(only, pixel, block.channel, block.channels, codes);
+        }
+    }
+}
+
+// ---------------------------------------------------------------- rounding
+
+FOVEATE_INLINE float rounded(float v, Rounding how) {
+    switch (how) {
+        case Rounding::half_even:
+            return __builtin_nearbyintf(v);
+        case Rounding::floor:
+            return __builtin_floorf(v);
+        default:
+            return __builtin_floorf(v + 0.5F);
+    }
+}
+
+template <Rounding how>
+FOVEATE_INLINE void round_codes(const StepData& step, const float* y, std::uint8_t* codes) {
+    const float top = static_cast<float>((1 << step.bits) - 1);
+    const float half_top = top / 2;
+    const bool bipolar = step.kind == Kind::bipolar;
+    const float by = bipolar ? step.range : step.step;
+    for (int c = 0; c < kGroup; ++c) {
+        float t = y[c] / by;
+        if (bipolar) {
+            t = t + 1.0F;
+            t = t * half_top;
+        }
+        t = rounded(t, how);
+        t = t > 0.0F ? t : 0.0F;  // not-a-number becomes 0
+        t = t < top ? t : top;
+        codes[c] = static_cast<std::uint8_t>(static_cast<std::int32_t>(t));
+    }
+}
+
+inline void quantize(const StepData& step, const Block& block, const float* values) {
+    const View& view = block.views[step.slot];
+    Walk at(block.first, block.width);
+    for (int p = 0; p < block.count; ++p, at.next()) {
+        const float* y = values + p * kGroup;
+        std::uint8_t codes[kGroup];
+        if (step.kind == Kind::bipolar && step.bits == 1) {
+            for (int c = 0; c < kGroup; ++c) {
+                codes[c] = static_cast<std::uint8_t>(y[c] >= 0.0F);
+            }
+        } else if (step.rounding == Rounding::half_even) {
+            round_codes<Rounding::half_even>(step, y, codes);
+        } else if (step.rounding == Rounding::floor) {
+            round_codes<Rounding::floor>(step, y, codes);
+        } else {
+            round_codes<Rounding::half_up>(step, y, codes);
+        }
+        put_codes(view, view.at(at.y, at.x), block.channel, block.channels, codes);
+    }
+}
+
+// ---------------------------------------------------------------- everything in order
+
+inline void run_steps(const Block& block) {
+    float* y = block.values;
+    const int total = block.count * kGroup;
+    const int inside = smaller(kGroup, block.channels - block.channel);
+    bool converted = block.sums == nullptr;
+    for (int s = 0; s < block.n_steps; ++s) {
+        const StepData& step = block.steps[s];
+        if (step.op == StepOp::thresholds_int) {
+            thresholds(step, block, block.sums, step.table_int);
+            continue;
+        }
+        if (step.op == StepOp::store_sums) {
+            const View& view = block.views[step.slot];
+            Walk at(block.first, block.width);
+            for (int p = 0; p < block.count; ++p, at.next()) {
+                std::memcpy(view.f32 + view.at(at.y, at.x) * view.channels + block.channel,
+                            block.sums + p * kGroup,
+                            sizeof(std::int32_t) * static_cast<std::size_t>(inside));
+            }
+            continue;
+        }
+        if (!converted && step.op != StepOp::affine) {
+            for (int i = 0; i < total; ++i) {
+                y[i] = static_cast<float>(block.sums[i]);
+            }
+            converted = true;
+        }
+        switch (step.op) {
+            case StepOp::affine: {
+                // One pass: the sums become floats on the way. Multiplication and addition are
+                // rounded one by one (the file is compiled without contraction).
+                float a[kGroup];
+                float b[kGroup];
+                for (int c = 0; c < kGroup; ++c) {
+                    a[c] = step.a != nullptr ? step.a[block.channel + c] : 1.0F;
+                    b[c] = step.b != nullptr ? step.b[block.channel + c] : -0.0F;  // x + -0 is x
+                }
+                if (converted) {
+                    for (int p = 0; p < block.count; ++p) {
+                        for (int c = 0; c < kGroup; ++c) {
+                            const float scaled = y[p * kGroup + c] * a[c];
+                            y[p * kGroup + c] = scaled + b[c];
+                        }
+                    }
+                } else {
+                    for (int p = 0; p < block.count; ++p) {
+                        for (int c = 0; c < kGroup; ++c) {
+                            const float scaled = static_cast<float>(block.sums[p * kGroup + c]) * a[c];
+                            y[p * kGroup + c] = scaled + b[c];
+                        }
+                    }
+                    converted = true;
+                }
+                break;
+            }
+            case StepOp::gate: {
+                float g[kGroup] = {};
+                std::memcpy(g, block.views[step.slot].f32 + block.channel,
+                            sizeof(float) * static_cast<std::size_t>(inside));
+                for (int p = 0; p < block.count; ++p) {
+                    for (int c = 0; c < kGroup; ++c) {
+                        y[p * kGroup + c] = y[p * kGroup + c] * g[c];
+                    }
+                }
+                break;
+            }
+            case StepOp::add: {
+                const View& view = block.views[step.slot];
+                Walk at(block.first, block.width);
+                for (int p = 0; p < block.count; ++p, at.next()) {
+                    const float* r = view.f32 + view.at(at.y, at.x) * view.channels + block.channel;
+                    float* to = y + p * kGroup;
+                    if (inside == kGroup) {
+                        for (int c = 0; c < kGroup; ++c) {
+                            to[c] = to[c] + r[c];
+                        }
+                    } else {
+                        for (int c = 0; c < inside; ++c) {
+                            to[c] = to[c] + r[c];
+                        }
+                    }
+                }
+                break;
+            }
+            case StepOp::relu:
+                for (int i = 0; i < total; ++i) {
+                    y[i] = y[i] < 0.0F ? 0.0F : y[i];  // keeps not-a-number, as torch does
+                }
+                break;
+            case StepOp::clip:
+                for (int i = 0; i < total; ++i) {
+                    const float v = y[i] < step.low ? step.low : y[i];
+                    y[i] = v > step.high ? step.high : v;
+                }
+                break;
+            case StepOp::prelu: {
+                float a[kGroup];
+                std::memcpy(a, step.a + block.channel, sizeof a);
+                for (int p = 0; p < block.count; ++p) {
+                    for (int c = 0; c < kGroup; ++c) {
+                        const float v = y[p * kGroup + c];
+                        const float scaled = v * a[c];
+                        y[p * kGroup + c] = v > 0.0F ? v : scaled;
+                    }
+                }
+                break;
+            }
+            case StepOp::sigmoid:
+                for (int i = 0; i < total; ++i) {
+                    y[i] = 1.0F / (1.0F + ::expf(-y[i]));
+                }
+                break;
+            case StepOp::silu:
+                for (int i = 0; i < total; ++i) {
+                    y[i] = y[i] / (1.0F + ::expf(-y[i]));
+                }
+                break;
+            case StepOp::hswish:
+                for (int i = 0; i < total; ++i) {
+                    float v = y[i] + 3.0F;
+                    v = v < 0.0F ? 0.0F : v;
+                    v = v > 6.0F ? 6.0F : v;
+                    y[i] = y[i] * v / 6.0F;
+                }
+                break;
+            case StepOp::store: {
+                const View& view = block.views[step.slot];
+                Walk at(block.first, block.width);
+                for (int p = 0; p < block.count; ++p, at.next()) {
+                    float* to = view.f32 + view.at(at.y, at.x) * view.channels + block.channel;
+                    if (inside == kGroup) {
+                        std::memcpy(to, y + p * kGroup, kGroup * sizeof(float));
+                    } else {
+                        std::memcpy(to, y + p * kGroup,
+                                    sizeof(float) * static_cast<std::size_t>(inside));
+                    }
+                }
+                break;
+            }
+            case StepOp::quantize:
+                quantize(step, block, y);
+                break;
+            case StepOp::thresholds_float:
+                thresholds(step, block, y, step.table_float);
+                break;
+            case StepOp::thresholds_int:
+            case StepOp::store_sums:
+                break;
+        }
+    }
+}
+
+// ---------------------------------------------------------------- sums
+
+// to += factor * sum, modulo 2^32
+FOVEATE_INLINE void add_scaled(const std::int32_t* sum, std::int32_t factor, std::int32_t* to) {
+    for (int c = 0; c < kGroup; ++c) {
+        to[c] = static_cast<std::int32_t>(static_cast<std::uint32_t>(to[c]) +
+                                          static_cast<std::uint32_t>(sum[c]) *
+                                              static_cast<std::uint32_t>(factor));
+    }
+}
+
+inline void start(const std::int32_t* const* rows, const std::int32_t* scalars, std::int32_t factor,
+                  int n_pix, std::int32_t* out) {
+    for (int p = 0; p < n_pix; ++p) {
+        std::memcpy(out + p * kGroup, rows[p], kGroup * sizeof(std::int32_t));
+    }
+    if (scalars == nullptr) {
+        return;
+    }
+    for (int p = 0; p < n_pix; ++p) {
+        const std::uint32_t add =
+            static_cast<std::uint32_t>(factor) * static_cast<std::uint32_t>(scalars[p]);
+        for (int c = 0; c < kGroup; ++c) {
+            out[p * kGroup + c] =
+                static_cast<std::int32_t>(static_cast<std::uint32_t>(out[p * kGroup + c]) + add);
+        }
+    }
+}
+
+// ---------------------------------------------------------------- depthwise
+
+inline void depthwise8(const std::uint8_t* const* pixels, int n_pix, const std::int32_t* offsets,
+                       int n, const std::int16_t* weights, std::int32_t factor, std::int32_t* out) {
+    for (int p = 0; p < n_pix; ++p) {
+        std::int32_t sum[kGroup] = {};
+        for (int t = 0; t < n; ++t) {
+            const std::uint8_t* a = pixels[p] + offsets[t];
+            const std::int16_t* w = weights + std::ptrdiff_t{t} * kGroup;
+            for (int c = 0; c < kGroup; ++c) {
+                sum[c] += static_cast<std::int32_t>(a[c]) * w[c];
+            }
+        }
+        add_scaled(sum, factor, out + p * kGroup);
+    }
+}
+
+inline void depthwisef(const float* const* pixels, int n_pix, const std::int32_t* offsets, int n,
+                       const float* weights, float* out) {
+    for (int p = 0; p < n_pix; ++p) {
+        float sum[kGroup] = {};
+        for (int t = 0; t < n; ++t) {
+            const float* a = pixels[p] + offsets[t];
+            const float* w = weights + std::ptrdiff_t{t} * kGroup;
+            for (int c = 0; c < kGroup; ++c) {
+                sum[c] = __builtin_fmaf(a[c], w[c], sum[c]);
+            }
+        }
+        std::memcpy(out + p * kGroup, sum, sizeof sum);
+    }
+}
+
+}  // namespace impl
+}  // namespace
+}  // namespace foveate

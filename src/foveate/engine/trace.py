@@ -1,0 +1,122 @@
+"""From a PyTorch module to a list of operations that the engine has.
+
+``torch.fx`` records which layers and functions a model calls; one forward pass in eval mode gives
+every shape and folds what does not depend on the input. Each recorded call is then *lowered* to
+operations of :mod:`foveate.engine.graph` on values ``(C, H, W)``: a quantised convolution, for
+instance, becomes
+
+    x -> quant -> conv -> affine (alpha) [-> gate] [-> affine (bias)]
+
+and a batch normalisation one ``affine``. An element-wise operation also keeps the *torch* function
+it stands for: :mod:`foveate.engine.compile` searches thresholds with it.
+
+Whatever has no counterpart is refused with the name of the operation and the path of the module
+that called it.
+"""
+
+from __future__ import annotations
+
+import copy
+from collections.abc import Callable
+
+import torch
+import torch.fx
+from torch import Tensor, nn
+
+from foveate.engine.lowering import Lowering
+from foveate.engine.operations import Trace
+from foveate.errors import FoveateError
+from foveate.quantization.layers import ChannelGate, QuantLayer, SpatialScale
+from foveate.quantization.quantizers import QuantAct, SoftSign
+
+__all__ = ["trace"]
+
+
+def trace(model: nn.Module, example: Tensor) -> Trace:
+    """Lower a model.
+
+    Parameters
+    ----------
+    model
+        Left as it is; a copy on the CPU in eval mode is traced.
+    example
+        Input ``(N, C, H, W)`` or ``(N, C)``, any batch size.
+
+    Raises
+    ------
+    FoveateError
+        The model cannot be traced, takes several inputs, or calls something the engine lacks.
+    """
+    if not isinstance(example, Tensor) or example.ndim not in (2, 4) or not len(example):
+        raise FoveateError(
+            "an example input is one tensor (N, C, H, W) or (N, C), got "
+            f"{tuple(example.shape) if isinstance(example, Tensor) else type(example).__name__}"
+        )
+    model = copy.deepcopy(model).cpu().float().eval()
+    tracer = _Tracer()
+    try:
+        graph = tracer.trace(model)
+    except FoveateError:
+        raise
+    except Exception as error:  # whatever the model's own code raises on a placeholder
+        raise FoveateError(
+            f"cannot trace {type(model).__name__}, at {tracer.place}: {error}; the forward of a "
+            "model to compile must not branch on the values or shapes of tensors"
+        ) from error
+    module = torch.fx.GraphModule(tracer.root, graph)
+    run = _Run(module)
+    try:
+        with torch.no_grad():
+            run.run(example.detach().cpu().float())
+    except FoveateError:
+        raise
+    except Exception as error:
+        raise FoveateError(
+            f"{type(model).__name__} does not run on an example of shape {tuple(example.shape)}: "
+            f"{str(error).splitlines()[0] if str(error) else type(error).__name__}"
+        ) from error
+    with torch.no_grad():
+        return Lowering(module, run.results).lower()
+
+
+class _Tracer(torch.fx.Tracer):
+    """Does not look into layers of torch and of the quantisation room."""
+
+    place = "its forward"
+
+    def is_leaf_module(self, m: nn.Module, module_qualified_name: str) -> bool:
+        if isinstance(m, (QuantLayer, QuantAct, ChannelGate, SpatialScale, SoftSign)):
+            return True
+        return super().is_leaf_module(m, module_qualified_name)
+
+    def call_module(
+        self,
+        m: nn.Module,
+        forward: Callable[..., object],
+        args: tuple[object, ...],
+        kwargs: dict[str, object],
+    ) -> object:
+        before, self.place = self.place, f"{self.path_of_module(m)!r} ({type(m).__name__})"
+        result = super().call_module(m, forward, args, kwargs)
+        self.place = before  # an error keeps the innermost place
+        return result
+
+
+class _Run(torch.fx.Interpreter):
+    """Runs the recorded calls and keeps what each returned; of the model's tensors the shape."""
+
+    def __init__(self, module: torch.fx.GraphModule) -> None:
+        super().__init__(module)
+        self.results: dict[torch.fx.Node, object] = {}
+        self._dynamic: set[torch.fx.Node] = set()
+
+    def run_node(self, n: torch.fx.Node) -> object:
+        result = super().run_node(n)
+        kept = result
+        if n.op == "placeholder" or not self._dynamic.isdisjoint(n.all_input_nodes):
+            self._dynamic.add(n)
+            kept = torch.utils._pytree.tree_map(
+                lambda part: part.to("meta") if isinstance(part, Tensor) else part, result
+            )
+        self.results[n] = kept
+        return result

@@ -1,0 +1,157 @@
+"""Learning from another network: what it looks at, what it says.
+
+*Attention matching* (real-to-binary, ICLR 2020; after Zagoruyko & Komodakis, ICLR 2017): at the
+output A ``(B, C, h, w)`` of every block, student and teacher compare where their energy is,
+
+    Q = sum_c A_c^2,   q = vec(Q) / || vec(Q) ||_2      per sample
+    paper   sum over blocks of || q_S - q_T ||_2, mean over the batch
+    mean    sum over blocks of the mean over batch and positions of (q_S - q_T)^2
+
+*Logit matching* (Hinton et al., 2015): ``T^2 KL( softmax(z_T / T) || softmax(z_S / T) )``, mean
+over the batch.
+
+The gradient reaches the student only: what comes from the teacher is detached here, and
+`FrozenTeacher` keeps the teacher itself as it is, its batch statistics too.
+
+>>> teacher = FrozenTeacher(real_net)  # doctest: +SKIP
+>>> loss = ce + 1000 * AttentionMatchingLoss()(student_maps, teacher_maps)  # doctest: +SKIP
+>>> loss = loss + 3 * LogitKD()(student_logits, teacher_logits)  # doctest: +SKIP
+"""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+from typing import Any, Literal
+
+import torch
+import torch.nn.functional as F
+from torch import Tensor, nn
+
+from foveate.errors import FoveateError
+
+__all__ = ["AttentionMatchingLoss", "FrozenTeacher", "LogitKD", "attention_map"]
+
+
+def attention_map(features: Tensor, norm: Literal["l2", "max"] = "l2", eps: float = 1e-6) -> Tensor:
+    """Normalised energy of every position of ``(B, C, h, w)``: ``(B, h * w)``, not negative.
+
+    ``l2``: divided by its length; ``max``: by its largest value (the larq port). A map of zeros
+    stays zero.
+    """
+    if features.ndim != 4:
+        raise FoveateError(f"attention_map expects (B, C, h, w), got {tuple(features.shape)}")
+    energy = features.float().square().sum(1).flatten(1)
+    if norm == "max":
+        return energy / (energy.amax(1, keepdim=True) + eps)
+    # eps under the root: the length has no gradient at 0
+    return energy / (energy.square().sum(1, keepdim=True) + eps).sqrt()
+
+
+class AttentionMatchingLoss(nn.Module):
+    """Distance of the attention maps of student and teacher, block by block.
+
+    Parameters
+    ----------
+    norm
+        ``l2`` or ``max``, as in `attention_map`.
+    reduce
+        ``mean``: sum over blocks of the mean squared difference (the released code of EB-Net; its
+        weight is 1000). ``sum``: sum over blocks of the length of the difference (the paper's
+        form, mean over the batch).
+    eps
+        Added under the roots and to the largest value.
+    indicator
+        Which pairs count; None: all. EB-Net leaves out the first of four stages.
+    """
+
+    def __init__(
+        self,
+        norm: Literal["l2", "max"] = "l2",
+        reduce: Literal["mean", "sum"] = "mean",
+        eps: float = 1e-6,
+        indicator: Sequence[bool] | None = None,
+    ) -> None:
+        super().__init__()
+        if norm not in ("l2", "max") or reduce not in ("mean", "sum") or not eps > 0:
+            raise FoveateError(
+                "AttentionMatchingLoss expects norm 'l2' or 'max', reduce 'mean' or 'sum' and "
+                f"eps > 0, got {norm!r}, {reduce!r} and {eps}"
+            )
+        self.norm, self.reduce, self.eps = norm, reduce, eps
+        self.indicator = None if indicator is None else tuple(indicator)
+
+    def forward(self, student: Sequence[Tensor], teacher: Sequence[Tensor]) -> Tensor:
+        """Scalar loss of block outputs ``(B, C, h, w)``; the channels of a pair may differ."""
+        used = (True,) * len(student) if self.indicator is None else self.indicator
+        if not len(student) == len(teacher) == len(used) or not any(used):
+            raise FoveateError(
+                "AttentionMatchingLoss expects as many maps of the student as of the teacher and "
+                f"in the indicator, at least one of them used, got {len(student)}, {len(teacher)} "
+                f"and {len(used)}"
+            )
+        total = student[0].new_zeros((), dtype=torch.float32)
+        for index, (ours, theirs, use) in enumerate(zip(student, teacher, used, strict=True)):
+            if not use:
+                continue
+            if (ours.shape[0], *ours.shape[2:]) != (theirs.shape[0], *theirs.shape[2:]):
+                raise FoveateError(
+                    f"block {index}: student {tuple(ours.shape)} and teacher "
+                    f"{tuple(theirs.shape)} must have the same batch, height and width"
+                )
+            difference = attention_map(ours, self.norm, self.eps) - attention_map(
+                theirs.detach(), self.norm, self.eps
+            )
+            if self.reduce == "mean":
+                total = total + difference.square().mean()
+            else:
+                total = total + (difference.square().sum(1) + self.eps).sqrt().mean()
+        return total
+
+
+class LogitKD(nn.Module):
+    """``T^2 KL(teacher || student)`` of softened predictions, mean over the batch.
+
+    Parameters
+    ----------
+    temperature
+        T > 0. The factor T^2 keeps the size of the gradient.
+    """
+
+    def __init__(self, temperature: float = 1.0) -> None:
+        super().__init__()
+        if not temperature > 0:
+            raise FoveateError(f"LogitKD expects a temperature above 0, got {temperature}")
+        self.temperature = temperature
+
+    def forward(self, student: Tensor, teacher: Tensor) -> Tensor:
+        """Scalar loss of logits ``(B, K)``, or ``(B, K, ...)`` with one prediction per place."""
+        if student.shape != teacher.shape or student.ndim < 2:
+            raise FoveateError(
+                "LogitKD expects logits (B, K) of one shape, got "
+                f"{tuple(student.shape)} and {tuple(teacher.shape)}"
+            )
+        t = self.temperature
+        ours = F.log_softmax(student.float() / t, 1)
+        theirs = F.log_softmax(teacher.detach().float() / t, 1)
+        return t * t * F.kl_div(ours, theirs, reduction="none", log_target=True).sum(1).mean()
+
+
+class FrozenTeacher(nn.Module):
+    """A network that teaches and does not learn: eval mode for good, no gradient to its weights.
+
+    ``train()`` of a module that holds it does not reach it, so its batch statistics stay. Gradients
+    still pass *through* it to its input. The network itself is frozen, not a copy.
+    """
+
+    def __init__(self, network: nn.Module) -> None:
+        super().__init__()
+        self.network = network.eval().requires_grad_(False)
+        self.training = False
+
+    def train(self, mode: bool = True) -> FrozenTeacher:
+        """Stays in eval mode."""
+        return self
+
+    def forward(self, *inputs: Any, **settings: Any) -> Any:
+        """What the network returns."""
+        return self.network(*inputs, **settings)
