@@ -49,6 +49,13 @@ struct Kernels {
                        int n, const std::int16_t* weights, std::int32_t factor, std::int32_t* out);
     void (*depthwisef)(const float* const* pixels, int n_pix, const std::int32_t* offsets, int n,
                        const float* weights, float* out);
+    // out[c] = the largest of n rows; not-a-number wins.
+    void (*max_of)(const float* const* rows, int n, int channels, float* out);
+    // out[c] += row[c], n rows one after the other, `stride` floats apart.
+    void (*add_rows)(const float* rows, int n, std::ptrdiff_t stride, int channels, float* out);
+    // Codes of `pixels` pixels of few channels, to bytes `stride` apart; fillers become 0.
+    void (*quantize_narrow)(const struct StepData& step, const float* values, int pixels,
+                            int channels, std::uint8_t* out, std::ptrdiff_t stride);
     // The epilogue (steps.hpp).
     void (*run_steps)(const struct Block& block);
 };
@@ -65,5 +72,9 @@ const Kernels& kernels();
 // Throws std::runtime_error for a name that is unknown or not available here; "" is automatic.
 void force_isa(const std::string& name);
 std::vector<std::string> available_isas();
+
+// How many quads of int8 (4 channels) the set in use computes in the time of one word of bits (64
+// channels, one pair of planes); measured once a set.
+double word_cost();
 
 }  // namespace foveate

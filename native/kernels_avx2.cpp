@@ -187,6 +187,7 @@ void dotf(const float* const* pixels, int n_pix, const std::int32_t* offsets, in
 }  // namespace
 
 const Kernels kAvx2 = {"avx2", impl::start, count<Xor>, count<And>, count_ones, dot8, dotf,
-                       impl::depthwise8, impl::depthwisef, impl::run_steps};
+                       impl::depthwise8, impl::depthwisef, impl::max_of,
+    impl::add_rows, impl::quantize_narrow, impl::run_steps};
 
 }  // namespace foveate

@@ -5,6 +5,8 @@
 #include <cstring>
 #include <limits>
 
+#include "isa.hpp"
+
 namespace foveate {
 namespace {
 
@@ -114,12 +116,20 @@ std::uint64_t bit_of(const std::uint64_t* row, int c) { return (row[c >> 6] >> (
 
 void max_pool(const PoolSpec& pool, const View& in, const View& out, int begin, int end) {
     const int words = out.words();
+    const Kernels& k = kernels();
+    std::vector<const float*> covered;
     for (int y = begin; y < end; ++y) {
         for (int x = 0; x < out.width; ++x) {
             const Window w = window_of(pool, in, y, x);
             if (out.f32 != nullptr) {
-                std::fill_n(f32_to(out, y, x), out.channels,
-                            -std::numeric_limits<float>::infinity());
+                covered.clear();
+                for (int v = w.y0; v < w.y1; ++v) {
+                    for (int u = w.x0; u < w.x1; ++u) {
+                        covered.push_back(f32_at(in, v, u));
+                    }
+                }
+                k.max_of(covered.data(), static_cast<int>(covered.size()), out.channels,
+                         f32_to(out, y, x));
             }
             if (out.bytes != nullptr) {
                 std::fill_n(bytes_at(out, y, x), out.byte_stride(), std::uint8_t{0});
@@ -129,14 +139,6 @@ void max_pool(const PoolSpec& pool, const View& in, const View& out, int begin, 
             }
             for (int v = w.y0; v < w.y1; ++v) {
                 for (int u = w.x0; u < w.x1; ++u) {
-                    if (out.f32 != nullptr) {
-                        const float* from = f32_at(in, v, u);
-                        float* best = f32_to(out, y, x);
-                        for (int c = 0; c < out.channels; ++c) {
-                            // Written so that not-a-number replaces and is never replaced.
-                            best[c] = best[c] >= from[c] || best[c] != best[c] ? best[c] : from[c];
-                        }
-                    }
                     if (out.bytes != nullptr) {
                         const std::uint8_t* from = bytes_at(in, v, u);
                         std::uint8_t* best = bytes_at(out, y, x);
@@ -160,12 +162,7 @@ void avg_pool(const PoolSpec& pool, const View& in, const View& out, int begin, 
             float* to = f32_to(out, y, x);
             std::fill_n(to, out.channels, 0.0F);
             for (int v = w.y0; v < w.y1; ++v) {
-                for (int u = w.x0; u < w.x1; ++u) {
-                    const float* from = f32_at(in, v, u);
-                    for (int c = 0; c < out.channels; ++c) {
-                        to[c] += from[c];
-                    }
-                }
+                kernels().add_rows(f32_at(in, v, w.x0), w.x1 - w.x0, in.channels, out.channels, to);
             }
             const auto area = static_cast<float>(w.area);
             for (int c = 0; c < out.channels; ++c) {
@@ -180,12 +177,7 @@ void global_avg(const View& in, const Format& format, float scale, const View& o
     if (format.is_float()) {
         std::fill_n(out.f32, out.channels, 0.0F);
         for (int y = 0; y < in.height; ++y) {
-            for (int x = 0; x < in.width; ++x) {
-                const float* from = f32_at(in, y, x);
-                for (int c = 0; c < in.channels; ++c) {
-                    out.f32[c] += from[c];
-                }
-            }
+            kernels().add_rows(f32_at(in, y, 0), in.width, in.channels, in.channels, out.f32);
         }
         const auto share = static_cast<float>(1.0 / static_cast<double>(pixels));
         for (int c = 0; c < in.channels; ++c) {

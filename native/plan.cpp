@@ -1,5 +1,7 @@
 #include "plan.hpp"
 
+#include "isa.hpp"
+
 #include <algorithm>
 #include <map>
 #include <stdexcept>
@@ -278,7 +280,16 @@ class Planner {
         begin(plan_.input, "mode '" + plan_.mode + "': the input");
         for (std::size_t i = 0; i < end; ++i) {
             for (const int output : plan_.nodes[i].spec.outputs) {
-                begin(output, title(i));
+                const int residual = overwritten(plan_.nodes[i].spec, output, i, last);
+                auto& ends = ending[i];
+                const auto found = std::find(ends.begin(), ends.end(), residual);
+                if (found != ends.end()) {
+                    plan_.tensors[index(output)].f32 = plan_.tensors[index(residual)].f32;
+                    ends.erase(found);
+                    ending[last[index(output)]].push_back(output);
+                } else {
+                    begin(output, title(i));
+                }
             }
             for (const int tensor : ending[i]) {
                 each_form(tensor, [&](const std::size_t& offset, std::size_t size) {
@@ -287,6 +298,37 @@ class Planner {
             }
         }
         plan_.arena_bytes = arena.top();
+    }
+
+    // A residual that is added to a result and needed no more: the result is written over it, which
+    // halves the memory that a residual block streams through. Every element is read before it is
+    // written, by the same task. -1 where there is none.
+    int overwritten(const NodeSpec& spec, int output, std::size_t i,
+                    const std::vector<std::size_t>& last) const {
+        const auto only_floats = [&](int tensor) {
+            const Forms& forms = forms_[index(tensor)];
+            return forms.f32 && !forms.bits && !forms.bytes &&
+                   plan_.tensors[index(tensor)].border == 0;
+        };
+        if (!only_floats(output)) {
+            return -1;
+        }
+        int residual = -1;
+        bool stored = false;
+        for (const Step& step : spec.steps) {
+            if (step.slot < 0) {
+                continue;
+            }
+            const int tensor = spec.slots[static_cast<std::size_t>(step.slot)];
+            stored = stored || (step.op == StepOp::store && tensor == output);
+            if (step.op == StepOp::add && !stored && tensor != spec.inputs.front() &&
+                last[index(tensor)] == i && only_floats(tensor)) {
+                residual = tensor;
+            } else if (tensor == residual) {
+                return -1;  // read again, by another step
+            }
+        }
+        return stored ? residual : -1;
     }
 
     void prepare(PlannedNode& node, std::size_t i) {
@@ -391,12 +433,12 @@ Path choose_path(const ConvSpec& conv, PathWish wish) {
     if (wish != PathWish::automatic) {
         return wish == PathWish::bits ? Path::bits : Path::int8;
     }
-    // A word of 64 channels costs about as much as six steps of four channels of int8, times the
-    // pairs of planes; narrow windows fill their words badly.
+    // Narrow windows fill their words badly, and every pair of planes is counted.
     const int pairs = conv.in.bits * conv.weight.bits;
     const std::int64_t words = ceil_div(std::int64_t{conv.taps()} * conv.group_in(), 64);
     const std::int64_t quads = std::int64_t{conv.taps()} * ceil_div(conv.group_in(), 4);
-    const bool bits = !depthwise && pairs <= 2 && 6 * pairs * words <= quads;
+    const bool bits = !depthwise && word_cost() * static_cast<double>(pairs * words) <=
+                                        static_cast<double>(quads);
     return bits ? Path::bits : Path::int8;
 }
 

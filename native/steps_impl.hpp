@@ -260,13 +260,34 @@ FOVEATE_INLINE float rounded(float v, Rounding how) {
     }
 }
 
+// Codes of n values.
 template <Rounding how>
-FOVEATE_INLINE void round_codes(const StepData& step, const float* y, std::uint8_t* codes) {
+FOVEATE_INLINE void round_codes(const StepData& step, const float* y, int n, std::uint8_t* codes) {
     const float top = static_cast<float>((1 << step.bits) - 1);
     const float half_top = top / 2;
     const bool bipolar = step.kind == Kind::bipolar;
     const float by = bipolar ? step.range : step.step;
-    for (int c = 0; c < kGroup; ++c) {
+    int c = 0;
+#if defined(__AVX512F__)
+    for (; c + 16 <= n; c += 16) {
+        __m512 t = _mm512_div_ps(_mm512_loadu_ps(y + c), _mm512_set1_ps(by));
+        if (bipolar) {
+            t = _mm512_add_ps(t, _mm512_set1_ps(1.0F));
+            t = _mm512_mul_ps(t, _mm512_set1_ps(half_top));
+        }
+        if constexpr (how == Rounding::half_up) {
+            t = _mm512_add_ps(t, _mm512_set1_ps(0.5F));
+        }
+        t = _mm512_roundscale_ps(
+            t, (how == Rounding::half_even ? _MM_FROUND_TO_NEAREST_INT : _MM_FROUND_TO_NEG_INF) |
+                   _MM_FROUND_NO_EXC);
+        t = _mm512_max_ps(t, _mm512_setzero_ps());  // not-a-number becomes 0
+        t = _mm512_min_ps(t, _mm512_set1_ps(top));
+        _mm_storeu_si128(reinterpret_cast<__m128i*>(codes + c),
+                         _mm512_cvtepi32_epi8(_mm512_cvttps_epi32(t)));
+    }
+#endif
+    for (; c < n; ++c) {
         float t = y[c] / by;
         if (bipolar) {
             t = t + 1.0F;
@@ -279,23 +300,57 @@ FOVEATE_INLINE void round_codes(const StepData& step, const float* y, std::uint8
     }
 }
 
+FOVEATE_INLINE void codes_of_values(const StepData& step, const float* y, int n,
+                                    std::uint8_t* codes) {
+    if (step.kind == Kind::bipolar && step.bits == 1) {
+        for (int c = 0; c < n; ++c) {
+            codes[c] = static_cast<std::uint8_t>(y[c] >= 0.0F);
+        }
+    } else if (step.rounding == Rounding::half_even) {
+        round_codes<Rounding::half_even>(step, y, n, codes);
+    } else if (step.rounding == Rounding::floor) {
+        round_codes<Rounding::floor>(step, y, n, codes);
+    } else {
+        round_codes<Rounding::half_up>(step, y, n, codes);
+    }
+}
+
+inline void quantize_narrow(const StepData& step, const float* values, int pixels, int channels,
+                            std::uint8_t* out, std::ptrdiff_t stride) {
+    constexpr int kAtOnce = 64;
+    std::uint8_t codes[kAtOnce * kGroup + 1] = {};
+    for (int first = 0; first < pixels; first += kAtOnce) {
+        const int count = smaller(kAtOnce, pixels - first);
+        codes_of_values(step, values + std::ptrdiff_t{first} * channels, count * channels, codes);
+        const std::uint8_t* from = codes;
+        std::uint8_t* to = out + first * stride;
+        if (channels == 3) {  // colour pictures; the last pixel must not read beyond the codes
+            for (int p = 0; p < count; ++p, to += 4, from += 3) {
+                std::uint32_t word;
+                std::memcpy(&word, from, 4);
+                word &= 0xffffffU;
+                std::memcpy(to, &word, 4);
+            }
+            continue;
+        }
+        for (int p = 0; p < count; ++p, to += stride, from += channels) {
+            for (int c = 0; c < channels; ++c) {
+                to[c] = from[c];
+            }
+            for (int c = channels; c < stride; ++c) {
+                to[c] = 0;
+            }
+        }
+    }
+}
+
 inline void quantize(const StepData& step, const Block& block, const float* values) {
     const View& view = block.views[step.slot];
     Walk at(block.first, block.width);
     for (int p = 0; p < block.count; ++p, at.next()) {
         const float* y = values + p * kGroup;
         std::uint8_t codes[kGroup];
-        if (step.kind == Kind::bipolar && step.bits == 1) {
-            for (int c = 0; c < kGroup; ++c) {
-                codes[c] = static_cast<std::uint8_t>(y[c] >= 0.0F);
-            }
-        } else if (step.rounding == Rounding::half_even) {
-            round_codes<Rounding::half_even>(step, y, codes);
-        } else if (step.rounding == Rounding::floor) {
-            round_codes<Rounding::floor>(step, y, codes);
-        } else {
-            round_codes<Rounding::half_up>(step, y, codes);
-        }
+        codes_of_values(step, y, kGroup, codes);
         put_codes(view, view.at(at.y, at.x), block.channel, block.channels, codes);
     }
 }
@@ -480,6 +535,65 @@ inline void start(const std::int32_t* const* rows, const std::int32_t* scalars, 
             out[p * kGroup + c] =
                 static_cast<std::int32_t>(static_cast<std::uint32_t>(out[p * kGroup + c]) + add);
         }
+    }
+}
+
+// ---------------------------------------------------------------- rows
+
+inline void max_of(const float* const* rows, int n, int channels, float* out) {
+    // The largest stays in registers over all rows. max(x, best) gives best where the two are equal
+    // or one is not a number; a row that is not a number is put in by hand.
+    int c = 0;
+#if defined(__AVX512F__)
+    for (; c + 16 <= channels; c += 16) {
+        __m512 best = _mm512_set1_ps(-__builtin_inff());
+        for (int r = 0; r < n; ++r) {
+            const __m512 x = _mm512_loadu_ps(rows[r] + c);
+            best = _mm512_mask_mov_ps(_mm512_max_ps(x, best),
+                                      _mm512_cmp_ps_mask(x, x, _CMP_UNORD_Q), x);
+        }
+        _mm512_storeu_ps(out + c, best);
+    }
+#elif defined(__AVX2__)
+    for (; c + 8 <= channels; c += 8) {
+        __m256 best = _mm256_set1_ps(-__builtin_inff());
+        for (int r = 0; r < n; ++r) {
+            const __m256 x = _mm256_loadu_ps(rows[r] + c);
+            best = _mm256_blendv_ps(_mm256_max_ps(x, best), x, _mm256_cmp_ps(x, x, _CMP_UNORD_Q));
+        }
+        _mm256_storeu_ps(out + c, best);
+    }
+#endif
+    for (; c < channels; ++c) {
+        float best = -__builtin_inff();
+        for (int r = 0; r < n; ++r) {
+            const float from = rows[r][c];
+            best = best >= from || best != best ? best : from;
+        }
+        out[c] = best;
+    }
+}
+
+inline void add_rows(const float* rows, int n, std::ptrdiff_t stride, int channels, float* out) {
+    constexpr int kLanes = 64;
+    int c = 0;
+    for (; c + kLanes <= channels; c += kLanes) {
+        float sum[kLanes];
+        std::memcpy(sum, out + c, sizeof sum);
+        for (int r = 0; r < n; ++r) {
+            const float* from = rows + r * stride + c;
+            for (int i = 0; i < kLanes; ++i) {
+                sum[i] = sum[i] + from[i];
+            }
+        }
+        std::memcpy(out + c, sum, sizeof sum);
+    }
+    for (; c < channels; ++c) {
+        float sum = out[c];
+        for (int r = 0; r < n; ++r) {
+            sum = sum + rows[r * stride + c];
+        }
+        out[c] = sum;
     }
 }
 

@@ -3,19 +3,24 @@
 from __future__ import annotations
 
 import dataclasses
+import errno
+import io
 import json
 import math
 import os
 import platform
+import re
 import shutil
 import subprocess
 import sys
 from pathlib import Path
 
 import numpy as np
+import polars as pl
 import pytest
 
-from foveate.apps.watch import WatchSettings, source_name, watch
+from foveate.apps.watch import WatchSettings, default_folder, source_name, watch
+from foveate.cli import main
 from foveate.errors import FoveateError
 from foveate.nn import model_files
 from foveate.streams.timeline import Timeline
@@ -296,6 +301,133 @@ def test_an_interrupted_run_leaves_nothing_half_written_and_an_older_result_whol
     with pytest.raises(KeyboardInterrupt):
         watch(pulse_video, tmp_path / "new" / "deep", progress=stop, **{**box, "video": True})
     assert not (tmp_path / "new").exists()
+
+
+def no_room(*_, **__):
+    raise OSError(errno.ENOSPC, os.strerror(errno.ENOSPC))
+
+
+def polars_without_room(*_, **__):
+    """What polars says when it writes to a full device (``/dev/full``)."""
+    raise pl.exceptions.ComputeError(
+        "parquet: File out of specification: underlying IO error: "
+        "No space left on device (os error 28)"
+    )
+
+
+class FullFile(io.BytesIO):
+    write = no_room
+
+
+@pytest.mark.parametrize(
+    "what", ["annotated.mp4", "signals.parquet", "summary.json", "report.html"]
+)
+def test_a_full_disk_is_one_sentence_and_leaves_nothing(
+    pulse_video, tmp_path, monkeypatch, capsys, what
+):
+    out = tmp_path / "old"
+    command = ["watch", str(pulse_video), "--roi", "30,20,40,40", "--out"]
+    main([*command, str(out)])
+    before = {p.name: p.read_bytes() for p in out.iterdir()}
+    assert len(before) == 4
+    capsys.readouterr()
+    if what == "annotated.mp4":
+        monkeypatch.setattr(VideoWriter, "write", no_room)
+    elif what == "signals.parquet":
+        monkeypatch.setattr(pl.DataFrame, "write_parquet", polars_without_room)
+    elif what == "summary.json":
+        monkeypatch.setattr(Path, "write_text", no_room)
+    else:
+        usual = Path.open
+
+        def opened(path, mode="r", *more, **named):
+            full = path.suffix == ".html" and "w" in mode
+            return FullFile() if full else usual(path, mode, *more, **named)
+
+        monkeypatch.setattr(Path, "open", opened)
+    for folder in (out, tmp_path / "new" / "deep"):
+        with pytest.raises(SystemExit) as end:
+            main([*command, str(folder), "--force"])
+        assert end.value.code == 2
+        said = capsys.readouterr().err.strip().splitlines()
+        assert len(said) == 2, said
+        assert "No space left on device" in said[0]
+        assert "cannot write" in said[0]
+        assert "free some space" in said[0]
+    assert {p.name: p.read_bytes() for p in out.iterdir()} == before
+    assert not (tmp_path / "new").exists()
+
+
+@pytest.mark.skipif(sys.platform == "win32", reason="needs a limit of the system on file sizes")
+@pytest.mark.parametrize("limit", [3_000, 50_000, 1_000_000])
+def test_files_that_the_system_cuts_off_are_one_sentence_and_leave_nothing(
+    pulse_video, tmp_path, limit
+):
+    """The real thing, without root: no file may grow beyond `limit` bytes."""
+    import resource
+
+    done = foveate(
+        "watch", pulse_video, "--roi", "30,20,40,40", "--out", tmp_path / "new" / "o",
+        preexec_fn=lambda: resource.setrlimit(resource.RLIMIT_FSIZE, (limit, limit)),
+    )  # fmt: skip
+    sentence = one_sentence(done)
+    assert "cannot write" in sentence
+    assert "File too large" in sentence
+    assert not (tmp_path / "new").exists()
+
+
+def test_a_video_of_the_same_name_from_elsewhere_gets_its_own_folder(tmp_path, monkeypatch):
+    monkeypatch.chdir(tmp_path)
+    settings = WatchSettings(roi=(30, 20, 40, 40), video=False)
+    for place, bpm in (("a", 60), ("b", 90)):
+        (tmp_path / place).mkdir()
+        pulsing_square(tmp_path / place / "clip.mkv", bpm, 9)
+    first = watch("a/clip.mkv", settings=settings)
+    assert first.folder == Path("foveate-out/clip")
+    before = {p.name: p.read_bytes() for p in first.folder.iterdir()}
+    second = watch("b/clip.mkv", settings=settings)
+    assert not second.reused
+    assert re.fullmatch(r"clip-[0-9a-f]{8}", second.folder.name)
+    assert second.folder.parent == first.folder.parent
+    assert first.heart_rates[0] == pytest.approx(60, abs=1.5)
+    assert second.heart_rates[0] == pytest.approx(90, abs=1.5)
+    assert {p.name: p.read_bytes() for p in first.folder.iterdir()} == before
+    # Both find their own again, by another way there and with other settings, too.
+    for path, result in (("./a/../a/clip.mkv", first), (tmp_path / "b" / "clip.mkv", second)):
+        again = watch(path, settings=settings)
+        assert again.reused
+        assert again.folder == result.folder
+    other = watch("b/clip.mkv", settings=settings, pulse="green")
+    assert other.folder == second.folder
+    # The first result gone, the second video stays where it is; the first comes back to its place.
+    shutil.rmtree(first.folder)
+    assert watch("b/clip.mkv", settings=settings, pulse="green").reused
+    assert watch("a/clip.mkv", settings=settings).folder == first.folder
+    # Nothing that is written says where a video lies.
+    for file in ("summary.json", "report.html"):
+        assert str(tmp_path) not in (second.folder / file).read_text()
+
+
+def test_a_moved_video_keeps_its_result_and_a_camera_its_place(tmp_path, monkeypatch):
+    monkeypatch.chdir(tmp_path)
+    settings = WatchSettings(roi=(30, 20, 40, 40), video=False)
+    pulsing_square(tmp_path / "clip.mkv", 60, 9)
+    first = watch("clip.mkv", settings=settings)
+    (tmp_path / "moved").mkdir()
+    (tmp_path / "clip.mkv").rename(tmp_path / "moved" / "clip.mkv")
+    again = watch("moved/clip.mkv", settings=settings)
+    assert again.reused
+    assert again.folder == first.folder
+    assert default_folder("camera:0", None) == Path("foveate-out/camera-0")
+    # A result of an older version does not say whose it is: renewed in place, as it was then.
+    summary = json.loads((first.folder / "summary.json").read_text())
+    del summary["source"]["id"]
+    (first.folder / "summary.json").write_text(json.dumps(summary))
+    assert default_folder("elsewhere/clip.mkv", "0") == first.folder
+    # Somebody else's file in the default place is never overwritten.
+    (first.folder / "summary.json").write_text("[1]")
+    with pytest.raises(FoveateError, match="not a result of foveate"):
+        watch("moved/clip.mkv", settings=settings)
 
 
 def test_leftovers_of_a_killed_run_are_cleared(pulse_video, tmp_path):

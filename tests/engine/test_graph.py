@@ -307,8 +307,13 @@ def test_sums_that_leave_32_bits_are_refused():
         store = BlobStore()
         weight = store.add_codes(np.zeros((1, channels, 1, 1), np.uint8), 8)
         attrs: dict[str, Any] = {
-            **{"kernel": [1, 1], "stride": [1, 1], "padding": [0, 0], "dilation": [1, 1]},
-            **{"groups": 1, "pad": "zero", "path": "auto"},
+            "kernel": [1, 1],
+            "stride": [1, 1],
+            "padding": [0, 0],
+            "dilation": [1, 1],
+            "groups": 1,
+            "pad": "zero",
+            "path": "auto",
             "weight_format": {"kind": "bipolar", "bits": 8},
         }
         eight = CodeFormat("bipolar", 8)

@@ -32,6 +32,7 @@ native = pytest.importorskip("foveate._native", reason="the native engine is not
 
 CHANNELS = (1, 3, 5, 16, 33, 64, 65)
 INT_MIN, INT_MAX = -(2**31), 2**31 - 1
+TASKS = Path("/proc/self/task")  # the threads of a process, where Linux says so
 
 
 class Sketch:
@@ -109,16 +110,20 @@ class Sketch:
             return outputs[-1]
 
         if integer:
-            for _ in range(self.pick([0, 1, 1, 2])):
-                steps.append(self.thresholds(write("t", self.activation()), True, spread))
+            steps += [
+                self.thresholds(write("t", self.activation()), True, spread)
+                for _ in range(self.pick([0, 1, 1, 2]))
+            ]
         known = self.tensors[: len(self.tensors) - len(outputs)]
         if not outputs or self.chance():
             if self.chance(0.8):
                 roles = self.pick([("alpha",), ("beta",), ("alpha", "beta"), ("alpha", "beta")])
                 row = self.floats(shape[0]) / np.float32(spread if "alpha" in roles else 1)
                 row[self.rng.random(shape[0]) < 0.05] = 0
-                blobs = {role: self.store.add(row if role == "alpha" else self.floats(shape[0]))
-                         for role in roles}
+                blobs = {
+                    role: self.store.add(row if role == "alpha" else self.floats(shape[0]))
+                    for role in roles
+                }
                 steps.append(Step("affine", blobs=blobs))
             gates = [t for t in known if t.format is None and t.shape == (shape[0], 1, 1)]
             if gates and self.chance():
@@ -240,8 +245,11 @@ class Sketch:
                 attrs = {"scale": float(np.float32(self.rng.uniform(0.01, 0.1)))}
             self.add(op, inputs, [self.tensor((channels, 1, 1))], attrs=attrs)
         elif op == "concat":
-            same = [t for t in self.usable()
-                    if t.shape[1:] == source.shape[1:] and t.format == source.format]
+            same = [
+                t
+                for t in self.usable()
+                if t.shape[1:] == source.shape[1:] and t.format == source.format
+            ]
             inputs += [self.pick(same).id for _ in range(self.pick([0, 1, 2]))]
             total = sum(self.tensors[i].shape[0] for i in inputs)
             one = (total, height, width) if total < 300 else None
@@ -251,8 +259,10 @@ class Sketch:
             self.rough.add(self.tensor(source.shape))
             self.add(op, inputs, [self.tensors[-1].id])
         elif op == "upsample" and max(height, width) < 7:
-            attrs = {"scale": self.pick([1, 2, 3]),
-                     "mode": "nearest" if codes else self.pick(["nearest", "bilinear"])}
+            attrs = {
+                "scale": self.pick([1, 2, 3]),
+                "mode": "nearest" if codes else self.pick(["nearest", "bilinear"]),
+            }
             one = (channels, height * attrs["scale"], width * attrs["scale"])
         elif op == "shuffle":
             attrs = {"groups": self.pick([g for g in range(1, channels + 1) if channels % g == 0])}
@@ -285,10 +295,9 @@ def sketched(seed: int, nodes: int = 16, path: str = "auto") -> Sketch:
 def packed(document: Any, arrays: list[np.ndarray]) -> bytes:
     """The container, written from its description and not by the package."""
     text = document if isinstance(document, bytes) else json.dumps(document).encode()
-    contents = [(0, text, (len(text),))]
     kinds = {"u1": 0, "i4": 1, "f4": 2, "u8": 3}
-    for array in arrays[1:]:
-        contents.append((kinds[array.dtype.str[1:]], array.tobytes(), array.shape))
+    contents = [(0, text, (len(text),))]
+    contents += [(kinds[a.dtype.str[1:]], a.tobytes(), a.shape) for a in arrays[1:]]
     table = b""
     body = b""
     start = 64 + 64 * len(contents)
@@ -413,13 +422,13 @@ def nested_modes() -> tuple[Sketch, list[Graph]]:
     codes = sketch.rng.integers(0, 16, (40, 20, 3, 3)).astype(np.uint8)
     blob = sketch.store.add_codes(codes, 4)
     graphs = []
-    for bits in (4, 2, 1):
+    for bits, path in ((4, "int8"), (2, "int8"), (1, "bits")):
         code_format = CodeFormat("bipolar", bits)
         tensors = [Tensor(0, (20, 6, 6)), Tensor(1, (20, 6, 6), code_format),
                    Tensor(2, (40, 6, 6))]  # fmt: skip
         attrs: dict[str, Any] = {
             "kernel": [3, 3], "stride": [1, 1], "padding": [1, 1], "dilation": [1, 1],
-            "groups": 1, "pad": "zero", "path": "auto",
+            "groups": 1, "pad": "zero", "path": path,
             "weight_format": {"kind": "bipolar", "bits": bits},
         }  # fmt: skip
         quantize = Step("quantize", {"step": 0.2, "round": "half_up"}, output=1)
@@ -456,12 +465,13 @@ def test_profile_counts_what_the_graph_says() -> None:
     sketch, graphs = nested_modes()
     model = load(*graphs, blobs=sketch.store.blobs)
     x = sketch.picture()
-    for mode, path in ((0, "int8"), (1, "int8"), (2, "bits")):
+    for mode, path in ((0, "int8"), (1, "int8"), (2, "bits")):  # as the graphs demand
         model.set_mode(mode)
         rows = model.profile(x, threads=1, repeats=2)
         assert [row["name"] for row in rows] == ["quantize", "conv"]
         assert [row["op"] for row in rows] == ["pointwise", "conv"]
-        assert [row["path"] for row in rows] == ["", path]
+        assert rows[0]["path"] == ""
+        assert rows[1]["path"] == path
         assert [row["macs"] for row in rows] == [
             conv_macs(graphs[mode], node) for node in graphs[mode].nodes
         ]
@@ -501,7 +511,7 @@ def test_too_much_memory_is_refused_before_it_is_taken() -> None:
         Node("pointwise", f"{i}", [0], [i], steps=[Step("store", output=i)]) for i in range(1, 10)
     ]
     graph = Graph([0], list(range(1, 10)), tensors, nodes)
-    with pytest.raises(RuntimeError, match="node 6 '7'.*memory"):
+    with pytest.raises(RuntimeError, match=r"node 6 '7'.*memory"):
         load(graph, blobs=BlobStore().blobs)
 
 
@@ -527,23 +537,35 @@ def test_runs_from_several_threads_take_turns() -> None:
     assert not failures
 
 
-def run_in_child(model: Any, x: np.ndarray, queue: Any) -> None:
-    queue.put(model.run(x, 2)[0])
+def run_in_child(holder: list[Any], x: np.ndarray, queue: Any) -> None:
+    def threads() -> int:
+        return sum(1 for _ in TASKS.iterdir()) if TASKS.exists() else 0
+
+    model = holder.pop()
+    before = threads()
+    result = model.run(x, 2)[0]
+    fresh = threads() - before
+    del model  # must not wait for threads that only the parent has
+    queue.put((result, fresh))
 
 
 def test_a_forked_child_has_its_own_threads() -> None:
     if "fork" not in multiprocessing.get_all_start_methods():
         pytest.skip("no fork here")
-    graph = chain(3, (4, 5, 5))
-    model = load(graph, blobs=BlobStore().blobs)
+    holder = [load(chain(3, (4, 5, 5)), blobs=BlobStore().blobs)]
     x = np.ones((4, 4, 5, 5), np.float32)
-    wanted = model.run(x, 2)[0]
+    wanted = holder[0].run(x, 2)[0]
     context = multiprocessing.get_context("fork")
     queue = context.Queue()
-    child = context.Process(target=run_in_child, args=(model, x, queue))
+    child = context.Process(target=run_in_child, args=(holder, x, queue))
     child.start()
-    np.testing.assert_array_equal(queue.get(timeout=20), wanted)
-    child.join()
+    try:
+        result, fresh = queue.get(timeout=20)
+    finally:
+        child.kill()
+        child.join()
+    np.testing.assert_array_equal(result, wanted)
+    assert fresh == (1 if TASKS.exists() else 0)
 
 
 def test_wrong_calls() -> None:
@@ -641,7 +663,7 @@ def test_missing_or_wrong_files(tmp_path: Path) -> None:
 
 def test_every_truncation_is_refused() -> None:
     data = packed(*small())
-    for length in [*range(0, 130), *range(130, len(data), 37), len(data) - 1]:
+    for length in [*range(130), *range(130, len(data), 37), len(data) - 1]:
         with pytest.raises(RuntimeError):
             native.Model.from_bytes(data[:length])
     with pytest.raises(RuntimeError, match="bytes where its header says"):
@@ -728,6 +750,10 @@ def put(place: str, value: Any, index: int | None = None) -> Callable[[dict[str,
     return change
 
 
+def step(op: str, source: int | None = None, **attrs: float) -> dict[str, Any]:
+    return {"op": op, "attrs": attrs, "blobs": {}, "input": source, "output": None}
+
+
 LIES: list[tuple[Callable[[dict[str, Any]], Any], str]] = [
     (lambda d: d.update(version=2), "version"),
     (lambda d: d.update(extra=1), "extra"),
@@ -788,7 +814,6 @@ LIES: list[tuple[Callable[[dict[str, Any]], Any], str]] = [
     (put("attrs.weight_format.bits", 2, 1), "packed codes"),
     (put("attrs.kernel", [2, 1], 1), "packed codes"),
     (put("steps.0.op", "magic", 0), "step 0: the step 'magic'"),
-    (put("steps.0.input", 0, 0), "input"),
     (put("steps.0.blobs.alpha", 1, 0), "'alpha' is not f32 of shape 4"),
     (put("steps.0.blobs", {}, 0), "neither"),
     (put("steps.1.output", 2, 0), "cannot write tensor 2"),
@@ -798,16 +823,16 @@ LIES: list[tuple[Callable[[dict[str, Any]], Any], str]] = [
     (put("steps.2.attrs.step", 1e39, 0), "float32"),
     (put("steps.2.attrs.step", "1", 0), "not a number"),
     (put("steps.2.attrs.round", "up", 0), "round"),
-    (put("steps.0", {"op": "gate", "attrs": {}, "blobs": {}, "input": 0, "output": None}, 0),
-     "expected .4, 1, 1."),
-    (put("steps.0", {"op": "add", "attrs": {}, "blobs": {}, "input": 0, "output": None}, 0),
-     "expected .4, 4, 4."),
-    (put("steps.0", {"op": "add", "attrs": {}, "blobs": {}, "input": 1, "output": None}, 0),
-     "own node"),
-    (put("steps.0", {"op": "clip", "attrs": {"low": 1, "high": 0}, "blobs": {}, "input": None,
-                     "output": None}, 0), "low"),
-    (put("steps", [{"op": "relu", "attrs": {}, "blobs": {}, "input": None, "output": None}] * 65,
-         0), "more than 64"),
+    (put("steps.0", step("gate", 0), 0), "expected .4, 1, 1."),
+    (put("steps.0", step("add", 0), 0), "expected .4, 4, 4."),
+    (put("steps.0", step("add", 1), 0), "own node"),
+    (put("steps.0", step("add"), 0), "input belongs to"),
+    (put("steps.0", step("relu", 0), 0), "input belongs to"),
+    (put("steps.0", step("store"), 0), "output belongs to"),
+    (put("steps.0", step("clip", low=1, high=0), 0), "low"),
+    (put("steps.0", step("clip", low=1), 0), "lacks 'high'"),
+    (put("steps.0", step("relu", low=1), 0), "does not know 'low'"),
+    (put("steps", [step("relu")] * 65, 0), "more than 64"),
     (put("steps.0.blobs.table", 2, 1), "'table' is not i32 of shape 1 x 5"),
     (put("steps.0.blobs.flip", 1, 1), "flip"),
     (put("steps", [], 1), "no step writes"),
@@ -899,5 +924,5 @@ def test_sums_that_could_leave_32_bits_are_refused() -> None:
         ],
     }  # fmt: skip
     document = {"version": 1, "modes": [{"name": "m", "graph": graph}], "meta": {}}
-    with pytest.raises(RuntimeError, match="node 1 'long'.*32 bits"):
+    with pytest.raises(RuntimeError, match=r"node 1 'long'.*32 bits"):
         native.Model.from_bytes(packed(document, [np.zeros(0, np.uint8), words]))

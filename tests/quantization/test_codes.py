@@ -50,7 +50,8 @@ def test_bipolar_codes_are_odd_and_symmetric_without_zero():
 
 
 @pytest.mark.parametrize(
-    ("kind", "bits"), [("ternary", 2), ("bipolar", 0), ("twos", 9), ("unipolar", 2.0), ("twos", True)]
+    ("kind", "bits"),
+    [("ternary", 2), ("bipolar", 0), ("twos", 9), ("unipolar", 2.0), ("twos", True)],
 )
 def test_other_formats_are_refused(kind, bits):
     with pytest.raises(FoveateError):

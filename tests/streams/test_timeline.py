@@ -184,6 +184,34 @@ def test_interrupted_writer_leaves_nothing_and_keeps_the_old(
     assert [p.name for p in tmp_path.iterdir()] == ["w.parquet"]
 
 
+@pytest.mark.skipif(not Path("/dev/full").exists(), reason="needs a device that is always full")
+@pytest.mark.parametrize("kind", ["parquet", "csv", "spilled parts", "joined parts"])
+def test_a_full_disk_is_one_sentence_and_leaves_nothing(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch, kind: str
+) -> None:
+    """The system itself says no: whatever polars writes goes to a full device."""
+    hundred = Timeline.of("pulse.hr_bpm", 0, np.arange(100.0), np.arange(100.0))
+
+    def to_full_device(owner: type, name: str) -> None:
+        usual = getattr(owner, name)
+        monkeypatch.setattr(owner, name, lambda self, _, **how: usual(self, "/dev/full", **how))
+
+    def spill_and_join() -> None:
+        with TimelineWriter(tmp_path / "t.parquet", rows_in_memory=150) as writer:
+            for _ in range(4):
+                writer.add(hundred)
+
+    if kind == "joined parts":
+        to_full_device(pl.LazyFrame, "sink_parquet")
+    else:
+        to_full_device(pl.DataFrame, "write_csv" if kind == "csv" else "write_parquet")
+    with pytest.raises(FoveateError, match=r"cannot write the timeline .*No space left") as caught:
+        hundred.write(tmp_path / f"t.{kind}") if kind in ("parquet", "csv") else spill_and_join()
+    assert "os error" not in str(caught.value)
+    assert "free some space" in str(caught.value)
+    assert list(tmp_path.iterdir()) == []
+
+
 def test_places_that_cannot_be_written(tmp_path: Path) -> None:
     (tmp_path / "file").write_text("x")
     timeline = Timeline.of("a", 0, [0.0], [1.0])

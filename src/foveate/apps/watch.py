@@ -9,6 +9,7 @@ from __future__ import annotations
 
 import contextlib
 import dataclasses
+import errno
 import hashlib
 import json
 import math
@@ -19,7 +20,7 @@ import re
 import shutil
 import threading
 import time
-from collections.abc import Callable, Iterator
+from collections.abc import Callable, Iterator, Mapping
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any, Literal
@@ -38,6 +39,7 @@ from foveate.files import writable_dir, write_whole
 from foveate.nn import model_files
 from foveate.report.page import person_colour, person_name
 from foveate.streams.frame import Frame
+from foveate.streams.stream import FrameStream
 from foveate.streams.timeline import Timeline, TimelineWriter
 from foveate.streams.video import open_stream
 
@@ -54,6 +56,9 @@ _SHORTEST_FRAME_S = 1e-4  # closer than the video's clock can tell apart: a repe
 _LONGEST_SIDE = 1920  # pixels; a 4K stream would need a gigabyte for its frames in flight
 _ANNOTATED_CRF = 24  # for looking at, and small enough to be part of the page
 _MIN_SEEN_S = 0.5
+_NO_ROOM = frozenset(
+    getattr(errno, name) for name in ("ENOSPC", "EDQUOT", "EFBIG", "EROFS") if hasattr(errno, name)
+)
 _RESULT_FILES = ("signals.parquet", "annotated.mp4", "report.html", "summary.json")
 
 Progress = Callable[[float, float | None, str], None]
@@ -152,7 +157,8 @@ def watch(
     source
         Path of a video file, of a directory of images, or ``camera:0``.
     out
-        Folder for the results; default ``foveate-out/<name of the source>``.
+        Folder for the results; default ``foveate-out/<name of the source>``, or, when the result of
+        another video of this name lies there, that name with eight letters that stand for the path.
     settings
         All choices at once; or give fields of `WatchSettings` as keyword arguments.
     force
@@ -178,8 +184,8 @@ def watch(
     settings.check()
     started = time.perf_counter()
     name = source_name(source)
-    folder = Path(out) if out is not None else Path("foveate-out") / name
     mark = fingerprint(source, settings)
+    folder = Path(out) if out is not None else default_folder(source, mark)
     kept = None if force or mark is None else finished(folder, mark)
     if kept is not None:
         return WatchResult(folder, kept, reused=True)
@@ -209,11 +215,7 @@ def _check_folder(folder: Path, source: str | Path | int) -> None:
     """Refuse to overwrite what foveate did not write, above all the input itself."""
     there = [folder / name for name in _RESULT_FILES if (folder / name).exists()]
     given = Path(str(source)).resolve()
-    ours = False
-    try:
-        ours = "foveate" in json.loads((folder / "summary.json").read_text("utf-8"))
-    except (OSError, ValueError, TypeError):
-        ours = False
+    ours = "foveate" in _summary_in(folder)
     for path in there:
         if path.resolve() == given or not ours:
             raise FoveateError(
@@ -241,6 +243,41 @@ def source_name(source: str | Path | int) -> str:
     return path.resolve().name if path.is_dir() else path.stem
 
 
+def source_id(source: str | Path | int) -> str:
+    """Eight letters that stand for where a source lies; they do not say where."""
+    path = os.path.realpath(str(source))
+    return hashlib.sha256(os.fsencode(path)).hexdigest()[:8]
+
+
+def default_folder(source: str | Path | int, mark: str | None) -> Path:
+    """``foveate-out/NAME``; ``NAME-<source_id>`` when another video's result has that place.
+
+    Parameters
+    ----------
+    mark
+        The `fingerprint`: the same file that has only been moved keeps its place. None for a
+        camera, of which there is one of each name.
+    """
+    name, own_id = source_name(source), source_id(source)
+    plain = Path("foveate-out") / name
+    own = plain.with_name(f"{name}-{own_id}")
+    if own.exists():
+        return own
+    there = _summary_in(plain)
+    of = there.get("source")
+    other = isinstance(of, dict) and of.get("id", own_id) != own_id
+    return own if mark is not None and other and there.get("fingerprint") != mark else plain
+
+
+def _summary_in(folder: Path) -> dict[str, Any]:
+    """What ``summary.json`` says; empty when there is none that can be read."""
+    try:
+        summary = json.loads((folder / "summary.json").read_text("utf-8"))
+    except (OSError, ValueError):
+        return {}
+    return summary if isinstance(summary, dict) else {}
+
+
 def fingerprint(source: str | Path | int, settings: WatchSettings) -> str | None:
     """Identifies input and settings of a finished result; None for a live camera."""
     path = Path(str(source))
@@ -257,17 +294,16 @@ def fingerprint(source: str | Path | int, settings: WatchSettings) -> str | None
 
 def finished(folder: Path, mark: str) -> dict[str, Any] | None:
     """The summary in `folder` if it belongs to `mark` and its files are there."""
+    summary = _summary_in(folder)
+    if summary.get("fingerprint") != mark:
+        return None
     try:
-        summary: dict[str, Any] = json.loads((folder / "summary.json").read_text("utf-8"))
         wanted = ["signals.parquet", "report.html"]
         if summary["settings"]["video"]:
             wanted.append("annotated.mp4")
-        complete = all((folder / f).is_file() for f in wanted)
-    except (OSError, ValueError, TypeError, KeyError):
+    except (TypeError, KeyError):
         return None
-    if not complete or summary.get("fingerprint") != mark:
-        return None
-    return summary
+    return summary if all((folder / file).is_file() for file in wanted) else None
 
 
 def _tracker(
@@ -298,6 +334,13 @@ def _staging(folder: Path) -> Iterator[Path]:
     staging.mkdir(exist_ok=True)
     try:
         yield staging
+    except OSError as error:
+        if error.errno not in _NO_ROOM:
+            raise
+        raise FoveateError(
+            f"cannot write the results to {folder}: {error.strerror}; nothing was kept of this "
+            "run; free some space or choose another folder with --out"
+        ) from error
     finally:
         shutil.rmtree(staging, ignore_errors=True)
         for path in made:
@@ -327,7 +370,7 @@ class _Run:
         self,
         source: str | Path | int,
         name: str,
-        stream: Any,
+        stream: FrameStream,
         tracker: FaceTracker | FixedRegion,
         settings: WatchSettings,
         folder: Path,
@@ -429,7 +472,7 @@ class _Run:
         count = self.tracker.count
         wall = time.perf_counter() - self.started
         duration = self.last_s
-        metadata = {str(k).lower(): str(v) for k, v in (info.metadata or {}).items()}
+        metadata = {str(k).lower(): str(v) for k, v in info.metadata.items()}
         simulated = metadata.get("simulated_pulse", "").lower() == "true"
         pulses = self.pulse.summaries()
         people: list[dict[str, Any]] = []
@@ -488,6 +531,7 @@ class _Run:
                     "name": self.name
                     if isinstance(self.source, int)
                     else Path(str(self.source)).name,
+                    "id": source_id(self.source),
                     "width": info.width,
                     "height": info.height,
                     "fps": info.fps,
@@ -701,6 +745,6 @@ class _Painter:
             self._error = error
 
 
-def _kept_metadata(metadata: dict[str, str] | None) -> dict[str, str]:
+def _kept_metadata(metadata: Mapping[str, str]) -> dict[str, str]:
     """A video that carries a simulated pulse stays marked when it is copied."""
-    return {k: v for k, v in (metadata or {}).items() if k.lower() == "simulated_pulse"}
+    return {k: v for k, v in metadata.items() if k.lower() == "simulated_pulse"}

@@ -43,7 +43,7 @@ from foveate.engine.thresholds import Thresholds, float_thresholds, integer_thre
 from foveate.engine.trace import trace
 from foveate.errors import FoveateError
 from foveate.quantization.codes import CodeFormat
-from foveate.quantization.quantizers import QuantAct
+from foveate.quantization.quantizers import QuantAct, UniformBipolar
 
 __all__ = ["compile", "compile_modes"]
 
@@ -333,7 +333,7 @@ class _Builder:
                 steps.append(self.quantise(quantiser))
                 outputs.append(cast(int, steps[-1].output))
             readers = [one for one in readers if one.kind != "quant"]
-            following = next((one for one in readers if self.continues(one, value)), None)
+            following = next((one for one in readers if self.continues(one, value, outputs)), None)
             if len(steps) >= MAX_CHAIN:
                 following = None
             kept = value in self.trace.outputs or any(one is not following for one in readers)
@@ -356,16 +356,25 @@ class _Builder:
                 steps.append(step)
             value = following.output
 
-    def continues(self, operation: Operation, value: int) -> bool:
-        """Whether an operation can be the next step behind the running `value`."""
+    def continues(self, operation: Operation, value: int, written: list[int]) -> bool:
+        """Whether an operation can be the next step behind the running `value`.
+
+        What it reads besides must be there before the node begins: not among the tensors that the
+        node itself has `written`.
+        """
         if operation.kind not in POINTWISE:
             return False
-        if operation.kind == "add":
-            others = [one for one in operation.inputs if one != value] or [value]
-            return others[0] in self.placed
-        if operation.kind == "gate":
-            return operation.inputs[0] == value and operation.inputs[1] in self.placed
+        if operation.kind == "gate" and operation.inputs[0] != value:
+            return False
+        if operation.kind in ("add", "gate"):
+            other = self.placed.get(self.other(operation, value))
+            return other is not None and other not in written
         return True
+
+    def other(self, operation: Operation, value: int) -> int:
+        """The operand of `add` or `gate` that is not the running value."""
+        first, second = operation.inputs
+        return first if second == value else second
 
     def step(self, operation: Operation, value: int) -> Step:
         if operation.kind == "tanh":
@@ -375,8 +384,7 @@ class _Builder:
             )
         other = None
         if operation.kind in ("add", "gate"):
-            others = [one for one in operation.inputs if one != value] or [value]
-            other = self.placed[others[0]]
+            other = self.placed[self.other(operation, value)]
         blobs = {role: self.store.add(row) for role, row in operation.arrays.items()}
         return Step(operation.kind, operation.attrs, blobs, other)
 
@@ -412,6 +420,8 @@ def computes(act: QuantAct) -> bool:
             place = np.nextafter(place, direction)
             near.append(place)
     values = np.concatenate([*near, np.linspace(-3, 3, 1001, dtype=np.float32)])
+    if isinstance(act, UniformBipolar) and act.range == "hrelu":
+        values = values.clip(0, 1)  # a step of its own goes before
     with torch.no_grad():
         said = act.format.codes(act.integers(torch.from_numpy(values)[None, :, None, None]))
     ours = quantized(values, act.format, step, "half_up")

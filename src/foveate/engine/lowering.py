@@ -589,7 +589,11 @@ class Lowering:
         if layer.spatial_scale is not None:
             raise self.refuse("a chw scale is not one number per channel: use scale='channel'")
         act, quantizer = layer.coded_act, layer.coded_weight
-        gate = None if layer.gate is None else self.channel_gate(layer.gate, x)
+        gate = None
+        if layer.gate is not None:
+            outer, self.name = self.name, f"{self.name}.gate"
+            gate = self.channel_gate(layer.gate, x)
+            self.name = outer
         if act is not None and quantizer is not None:
             folded = layer.folded()
             codes = folded.weight_codes.to(torch.uint8).contiguous()

@@ -53,30 +53,36 @@ def trace(model: nn.Module, example: Tensor) -> Trace:
             f"{tuple(example.shape) if isinstance(example, Tensor) else type(example).__name__}"
         )
     model = copy.deepcopy(model).cpu().float().eval()
+    x = example.detach().cpu().float()
+    try:
+        with torch.no_grad():
+            model(x)
+    except FoveateError:
+        raise
+    except Exception as error:  # whatever the model's own code raises
+        raise FoveateError(
+            f"{type(model).__name__} does not run on an example of shape {tuple(x.shape)}: "
+            f"{_first_line(error)}"
+        ) from error
     tracer = _Tracer()
     try:
         graph = tracer.trace(model)
     except FoveateError:
         raise
-    except Exception as error:  # whatever the model's own code raises on a placeholder
+    except Exception as error:  # ... or raises on a placeholder
         raise FoveateError(
-            f"cannot trace {type(model).__name__}, at {tracer.place}: {error}; the forward of a "
-            "model to compile must not branch on the values or shapes of tensors"
+            f"cannot trace {type(model).__name__}, at {tracer.place}: {_first_line(error)}; the "
+            "forward of a model to compile must not branch on the values or shapes of tensors"
         ) from error
     module = torch.fx.GraphModule(tracer.root, graph)
     run = _Run(module)
-    try:
-        with torch.no_grad():
-            run.run(example.detach().cpu().float())
-    except FoveateError:
-        raise
-    except Exception as error:
-        raise FoveateError(
-            f"{type(model).__name__} does not run on an example of shape {tuple(example.shape)}: "
-            f"{str(error).splitlines()[0] if str(error) else type(error).__name__}"
-        ) from error
     with torch.no_grad():
+        run.run(x)
         return Lowering(module, run.results).lower()
+
+
+def _first_line(error: Exception) -> str:
+    return (str(error).splitlines() or [type(error).__name__])[0]
 
 
 class _Tracer(torch.fx.Tracer):

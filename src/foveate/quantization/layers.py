@@ -36,6 +36,7 @@ convolutions (Martinez et al., ICLR 2020), XNOR-Net++ (Bulat & Tzimiropoulos, 20
 
 from __future__ import annotations
 
+import contextlib
 import copy
 from collections.abc import Iterator
 from dataclasses import dataclass
@@ -236,6 +237,12 @@ class ConvGeometry:
         return F.conv2d(a, w, None, self.stride, padding, self.dilation, self.groups)
 
 
+def _without_autocast(device_type: str) -> contextlib.AbstractContextManager[object]:
+    if not torch.amp.is_autocast_available(device_type):
+        return contextlib.nullcontext()
+    return torch.autocast(device_type, enabled=False)
+
+
 # --- layers --------------------------------------------------------------------------------
 
 
@@ -349,7 +356,7 @@ class QuantLayer(LatentLayer):
         return self._finish(x, y)
 
     def _exact_form(self, x: Tensor) -> Tensor:
-        with torch.autocast(x.device.type, enabled=False):
+        with _without_autocast(x.device.type):
             real = x.float()
             if self.coded_act is not None and self.coded_weight is not None:
                 y = self.integer_sums(real)

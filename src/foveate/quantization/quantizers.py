@@ -74,7 +74,7 @@ def _bipolar(x: Tensor, limit: Tensor, bits: int) -> Tensor:
     inside = x / limit
     v = inside.detach()
     if bits == 1:  # the formula below would send tiny negative numbers up
-        hard = sign(v)
+        hard = sign(x.detach())
     else:
         # The order of these float32 operations is fixed: the native engine repeats it.
         codes = torch.floor((v + 1) * (top / 2) + 0.5).clamp(0, top)
@@ -98,17 +98,20 @@ def _positive(step: Tensor, gain: float) -> Tensor:
 def _least_squares_limit(x: Tensor, quantized: Callable[[Tensor], Tensor]) -> Tensor:
     """Range limit of each row of `x` ``(C, N)`` with the least mean squared error, ``(C,)``.
 
-    ``quantized(limit)`` gives `x` quantised with limits ``(C, 1)``. 48 limits are tried, evenly
-    on a logarithmic scale from 1 % of the largest magnitude to all of it.
+    ``quantized(limit)`` gives `x` quantised with limits ``(C, 1)``. Limits from 1 % of the largest
+    magnitude to all of it are tried on a logarithmic scale, then finer ones around the best.
     """
-    largest = x.abs().amax(1, keepdim=True).clamp_min(_SMALLEST_STEP)
-    best = largest.clone()
-    least = torch.full_like(largest, math.inf)
-    for ratio in torch.logspace(-2, 0, 48).tolist():
-        limit = largest * ratio
-        error = (quantized(limit) - x).square().mean(1, keepdim=True)
-        best = torch.where(error < least, limit, best)
-        least = torch.minimum(error, least)
+    best = x.abs().amax(1, keepdim=True).clamp_min(_SMALLEST_STEP)
+    least = torch.full_like(best, math.inf)
+    coarse = torch.logspace(-2, 0, 33)
+    fine = torch.logspace(-2 / 32, 2 / 32, 17)
+    for ratios in (coarse, fine):
+        centre = best
+        for ratio in ratios.tolist():
+            limit = centre * ratio
+            error = (quantized(limit) - x).square().mean(1, keepdim=True)
+            best = torch.where(error < least, limit, best)
+            least = torch.minimum(error, least)
     return best[:, 0]
 
 

@@ -1,8 +1,8 @@
 """Two numbers that show a dead binary network long before its accuracy does.
 
     flip rate     share of the 1-bit weights of a layer whose sign changed since the last look
-    STE window    share of the inputs of a sign with |a| below the threshold of its estimator:
-                  only these pass a gradient on
+    STE window    share of the inputs of a sign with |a| below the threshold of its estimator
+                  (1 where it has none): these pass most of the gradient on
 
 A flip rate near 0 from the start means that nothing is learnt, one that stays high that weights
 only oscillate around 0; a window near 0 that no gradient passes, near 1 that BN spreads too little.
@@ -25,6 +25,7 @@ from torch.utils.hooks import RemovableHandle
 from foveate.errors import FoveateError
 from foveate.quantization.layers import QuantLayer, quant_layers
 from foveate.quantization.quantizers import SignSTE
+from foveate.quantization.straight_through import window
 
 __all__ = ["FlipRate", "SteWindow"]
 
@@ -98,7 +99,7 @@ class SteWindow:
         self._handles.clear()
 
     def _counter(self, path: str, act: SignSTE) -> Callable[[nn.Module, tuple[Tensor, ...]], None]:
-        limit = 1.0 if act.threshold is None else act.threshold
+        limit = window(act.estimator, act.threshold)
 
         def hook(module: nn.Module, inputs: tuple[Tensor, ...]) -> None:
             a = inputs[0].detach()

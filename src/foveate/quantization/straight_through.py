@@ -38,6 +38,7 @@ __all__ = [
     "slope",
     "stochastic_sign",
     "straight_through",
+    "window",
 ]
 
 Estimator = Literal["clip", "poly", "tanh", "reste", "identity"]
@@ -101,6 +102,13 @@ def sign(x: Tensor) -> Tensor:
     return (x >= 0).to(x.dtype) * 2 - 1
 
 
+def window(estimator: Estimator, threshold: float | None = None) -> float:
+    """Half-width of the window of an estimator: `threshold`, else 1.5 for ``reste`` and 1."""
+    if threshold is not None:
+        return threshold
+    return 1.5 if estimator == "reste" else 1.0
+
+
 def slope(
     estimator: Estimator,
     x: Tensor,
@@ -121,13 +129,13 @@ def slope(
     """
     size = x.abs()
     if estimator == "clip":
-        return (size < (1.0 if threshold is None else threshold)).to(x.dtype)
+        return (size < window(estimator, threshold)).to(x.dtype)
     if estimator == "poly":
         return (2 - 2 * size).clamp_min(0)
     if estimator == "tanh":
         return sharpness * (1 - torch.tanh(sharpness * x).square())
     if estimator == "reste":
-        inside = size <= (1.5 if threshold is None else threshold)
+        inside = size <= window(estimator, threshold)
         root = size.clamp_min(_RESTE_CHORD) ** ((1 - power) / power) / power
         chord = _RESTE_CHORD ** (1 / power) / _RESTE_CHORD
         return torch.where(size > _RESTE_CHORD, root, chord) * inside

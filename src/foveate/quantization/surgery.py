@@ -317,10 +317,6 @@ def _observe(
 
 def _left_alone(model: nn.Module, path: str, module: nn.Module) -> str:
     """Why a convolution or linear layer cannot be replaced; empty if it can."""
-    if type(module) not in (nn.Conv2d, nn.Linear):
-        return "of a class of its own"
-    if not isinstance(module._parameters.get("weight"), nn.Parameter):
-        return "its weight is parametrised"
     parent = path
     while parent:
         parent = parent.rpartition(".")[0]
@@ -328,7 +324,9 @@ def _left_alone(model: nn.Module, path: str, module: nn.Module) -> str:
             model.get_submodule(parent), (nn.MultiheadAttention, nn.TransformerEncoderLayer)
         ):
             return "read directly by the attention around it"
-    return ""
+    if not isinstance(module._parameters.get("weight"), nn.Parameter):
+        return "its weight is parametrised"
+    return "" if type(module) in (nn.Conv2d, nn.Linear) else "of a class of its own"
 
 
 def _matches(path: str, pattern: str) -> bool:
@@ -461,8 +459,8 @@ def quantize(
     Raises
     ------
     FoveateError
-        Nothing to quantise, a pattern that names no layer, a number of bits outside 1..8, or a
-        model that is itself a single layer. The model is then unchanged.
+        No convolution or linear layer in the model, a model that is itself a single layer, a
+        pattern that names no layer, or a number of bits outside 1..8. The model is then unchanged.
     """
     patterns = {pattern: _Choice(*choice) for pattern, choice in (by_name or {}).items()}
     return _replace(model, _Choice(weights, activations), patterns, keep, example)
@@ -677,10 +675,10 @@ def calibrate(
     def watch(path: str) -> Callable[[nn.Module, tuple[Any, ...]], None]:
         def hook(module: nn.Module, inputs: tuple[Any, ...]) -> None:
             values = inputs[0].detach().flatten().float()
-            picked = torch.randint(
-                values.numel(), (min(samples, values.numel()),), generator=generator
-            )
-            values = values[picked.to(values.device)].cpu()
+            if values.numel() > samples:  # a permutation of all of them would cost more
+                picked = torch.randint(values.numel(), (samples,), generator=generator)
+                values = values[picked.to(values.device)]
+            values = values.cpu()
             both = torch.cat((seen[path], values)) if path in seen else values
             if both.numel() > samples:
                 both = both[torch.randperm(both.numel(), generator=generator)[:samples]]

@@ -19,10 +19,12 @@ infinity (a value that is not finite comes back as NaN).
 
 from __future__ import annotations
 
+import contextlib
 import json
+import re
 import shutil
 import tempfile
-from collections.abc import Iterable, Mapping, Sequence
+from collections.abc import Iterable, Iterator, Mapping, Sequence
 from pathlib import Path
 from types import TracebackType
 
@@ -51,6 +53,21 @@ _UNREADABLE = (
     ValueError,
     RecursionError,
 )
+
+
+@contextlib.contextmanager
+def _one_sentence(path: Path) -> Iterator[None]:
+    """Say in one sentence that the system refuses to write `path`, above all on a full disk."""
+    try:
+        yield
+    except (pl.exceptions.PolarsError, OSError) as error:
+        # polars wraps what the system says: "...: No space left on device (os error 28)"
+        said = getattr(error, "strerror", None) or str(error)
+        system = re.search(r"([^:]+) \(os error \d+\)", said)
+        raise FoveateError(
+            f"cannot write the timeline {path}: {system[1].strip() if system else said}; "
+            "free some space or choose another place"
+        ) from error
 
 
 class Timeline:
@@ -166,10 +183,10 @@ class Timeline:
         Raises
         ------
         FoveateError
-            The suffix is unknown.
+            The suffix is unknown, or the system refuses (a full disk).
         """
         path = Path(path)
-        with write_whole(path) as temporary:
+        with _one_sentence(path), write_whole(path) as temporary:
             if path.suffix == ".parquet":
                 self.frame.write_parquet(temporary, metadata={_META_KEY: json.dumps(self.metadata)})
             elif path.suffix == ".csv":
@@ -267,15 +284,22 @@ class TimelineWriter:
     def _spill(self) -> None:
         if self._pending:
             target = self._parts / f"{self._count:06d}.parquet"
-            pl.concat(self._pending).write_parquet(target, compression="lz4")
+            with _one_sentence(self.path):
+                pl.concat(self._pending).write_parquet(target, compression="lz4")
             self._count += 1
             self._pending, self._pending_rows = [], 0
 
     def close(self) -> Path:
-        """Write the file; the writer is spent afterwards."""
+        """Write the file; the writer is spent afterwards.
+
+        Raises
+        ------
+        FoveateError
+            The system refuses (a full disk); then there is no file.
+        """
         metadata = {_META_KEY: json.dumps(self.metadata)}
         parts: Sequence[Path] = sorted(self._parts.glob("*.parquet"))
-        with write_whole(self.path) as temporary:
+        with _one_sentence(self.path), write_whole(self.path) as temporary:
             if parts:
                 self._spill()
                 parts = sorted(self._parts.glob("*.parquet"))
