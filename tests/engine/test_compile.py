@@ -21,6 +21,7 @@ from torch import Tensor, nn
 from foveate.engine import PackedModel, compile, compile_modes
 from foveate.engine.packed_model import Executor
 from foveate.errors import FoveateError
+from foveate.quantization.codes import CodeFormat
 from foveate.quantization.layers import (
     ChannelGate,
     QuantConv2d,
@@ -490,7 +491,9 @@ def test_one_input_of_several_quantised_layers_is_stored_once_per_code():
             return self.first(y) + self.second(y) + self.third(y) * 0.5
 
     torch.manual_seed(0)
-    agree(settle(Siblings()), images(2, 4, 5, 5))
+    packed = agree(settle(Siblings()), images(2, 4, 5, 5))
+    codes = [tensor.format for tensor in packed.graph.tensors if tensor.format is not None]
+    assert codes == [CodeFormat("bipolar", 1), CodeFormat("unipolar", 2)]
 
 
 def test_quantiser_by_itself_is_real():

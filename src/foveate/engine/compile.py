@@ -329,9 +329,11 @@ class _Builder:
         outputs: list[int] = []
         while True:
             readers = [one for one in self.readers[value] if one.output not in self.done]
+            made: list[Step] = []
             for quantiser in [one for one in readers if one.kind == "quant"]:
-                steps.append(self.quantise(quantiser))
-                outputs.append(cast(int, steps[-1].output))
+                self.quantise(quantiser, made)
+            steps += made
+            outputs += [cast(int, step.output) for step in made]
             readers = [one for one in readers if one.kind != "quant"]
             following = next((one for one in readers if self.continues(one, value, outputs)), None)
             if len(steps) >= MAX_CHAIN:
@@ -388,16 +390,28 @@ class _Builder:
         blobs = {role: self.store.add(row) for role, row in operation.arrays.items()}
         return Step(operation.kind, operation.attrs, blobs, other)
 
-    def quantise(self, quantiser: Operation) -> Step:
+    def quantise(self, quantiser: Operation, made: list[Step]) -> None:
+        """Append the step of a quantiser to `made`, unless one there gives the same codes."""
         self.done.add(quantiser.output)
         act = cast(QuantAct, quantiser.quantizer)
-        output = self.place(quantiser.output, act.format)
         table = self.tables.get(quantiser.output)
+        attrs: dict[str, Attribute] = {}
+        blobs: dict[str, int] = {}
         if table is None:
-            attrs: dict[str, Attribute] = {"step": float(act.step().detach()), "round": "half_up"}
-            return Step("quantize", attrs, output=output)
-        blobs = {"table": self.store.add(table.table), "flip": self.store.add(table.flip)}
-        return Step("thresholds", {}, blobs, output=output)
+            attrs = {"step": float(act.step().detach()), "round": "half_up"}
+        else:
+            blobs = {"table": self.store.add(table.table), "flip": self.store.add(table.flip)}
+        for step in made:
+            output = cast(int, step.output)
+            same_format = self.tensors[output].format == act.format
+            if same_format and (step.attrs, step.blobs) == (attrs, blobs):
+                self.placed[quantiser.output] = output
+                self.formats[quantiser.output] = act.format
+                return
+        output = self.place(quantiser.output, act.format)
+        made.append(
+            Step("quantize" if table is None else "thresholds", attrs, blobs, output=output)
+        )
 
 
 _Apply = Callable[[Tensor], Tensor]

@@ -333,7 +333,7 @@ def _plain(node: Node, x: Value, source: CodeFormat | None, values: dict[int, Va
         total = _integers(source, x).sum((1, 2), keepdims=True).astype(np.float32)
         y = total * np.float32(cast(float, node.attrs["scale"]))
     elif node.op == "global_avg":
-        y = _sequential_sum(_real(x).reshape(batch, -1, channels))[:, None, None]
+        y = _sequential_sum(_real(x).reshape(batch, height * width, channels))[:, None, None]
         y = y * np.float32(1 / (height * width))
     elif node.op == "pool":
         y = _pool(node, x)
@@ -368,7 +368,7 @@ def _pool(node: Node, x: Value) -> Value:
             bottom = min(top + kernel[0], height + padding[0])
             right = min(left + kernel[1], width + padding[1])
             window = x[:, max(top, 0) : min(bottom, height), max(left, 0) : min(right, width)]
-            pixels = window.reshape(batch, -1, channels)
+            pixels = window.reshape(batch, window.shape[1] * window.shape[2], channels)
             if node.attrs["kind"] == "max":
                 y[:, row, column] = pixels.max(1)
                 continue
