@@ -11,7 +11,9 @@ from __future__ import annotations
 import json
 import re
 from pathlib import Path
+from typing import Any
 
+from foveate.report.engine_bench import ratios
 from foveate.report.evidence import Evidence, markdown_table, mean, read_all
 
 _HEADS = {
@@ -81,11 +83,36 @@ def _all() -> str:
     return "\n".join(lines) + "\n"
 
 
+def _engine(rows: list[dict[str, Any]]) -> str:
+    """Contenders against workloads for every number of threads, then the ratios."""
+    lines = []
+    for threads in dict.fromkeys(row["threads"] for row in rows):
+        here = [row for row in rows if row["threads"] == threads]
+        workloads = list(dict.fromkeys(row["workload"] for row in here))
+        clock = "CPU" if threads == 1 else "wall"
+        lines += [f"**{threads} thread{'s' * (threads > 1)}**, {clock} milliseconds (GMAC/s):", ""]
+        lines += ["| | " + " | ".join(workloads) + " |", "|---|" + "---:|" * len(workloads)]
+        for what in dict.fromkeys(row["what"] for row in here):
+            cells = {row["workload"]: row for row in here if row["what"] == what}
+            texts = [
+                f"{cells[w]['milliseconds']:.3f} ({cells[w]['gmacs']:.0f})" if w in cells else ""
+                for w in workloads
+            ]
+            bold = "**" if any(row["own"] for row in cells.values()) else ""
+            lines.append(f"| {bold}{what}{bold} | " + " | ".join(texts) + " |")
+        lines.append("")
+    lines += ["| workload | threads | against | times faster |", "|---|---:|---|---:|"]
+    lines += [f"| {w} | {t} | {against} | {r:.2f} |" for w, t, against, r in ratios(rows)]
+    return "\n".join(lines) + "\n"
+
+
 def _bench(name: str) -> str:
     path = ROOT / "docs" / "bench" / f"{name}.json"
     if not path.is_file():
         return f"*Not measured yet: run* `foveate bench {name} --out docs/bench/{name}.json`*.*\n"
     rows = json.loads(path.read_text("utf-8"))
+    if name == "engine":
+        return _engine(rows)
     keys = [key for key in rows[0] if key != "simulated"]
     lines = ["| " + " | ".join(_HEADS.get(key, key) for key in keys) + " |"]
     lines.append("|---|" + "---:|" * (len(keys) - 1))

@@ -240,6 +240,10 @@ FUNCTIONS: dict[str, Callable[[Tensor], Tensor]] = {
     "chunk": lambda x: torch.cat(x.chunk(3, dim=1)[::-1], 1),
     "split": lambda x: torch.split(x, [1, 5], 1)[1],
     "slice": lambda x: x[:, 2:5],
+    "every second pixel": lambda x: x[:, :, ::2, ::3],
+    "every second row": lambda x: x[:, :, ::2],
+    "pad": lambda x: F.pad(x, (1, 1, 2, 2)),
+    "pad channels": lambda x: F.pad(x, (0, 0, 0, 0, 1, 2)),
     "slice of everything": lambda x: x[:, :],
     "add": lambda x: x + F.relu(x),
     "add itself": lambda x: x + x,
@@ -637,7 +641,10 @@ class Branches(nn.Module):
         (Calls(lambda x: x * torch.ones(7, 9)), "one number per channel"),
         (Calls(lambda x: x / x.abs()), "abs"),
         (Calls(lambda x: torch.cat([x, x], 2)), "over channels"),
-        (Calls(lambda x: x[:, :, ::2]), "slices of channels"),
+        (Calls(lambda x: x[:, :, 1:]), "slices of channels"),
+        (Calls(lambda x: x[:, ::2]), "slices of channels"),
+        (Calls(lambda x: F.pad(x, (0, 1))), "both sides"),
+        (Calls(lambda x: F.pad(x, (1, 1), value=2.0)), "anything but zeros"),
         (Calls(lambda x: x.mean(1)), "rows and columns"),
         (Calls(lambda x: {"y": x}), "tensor or a sequence"),  # type: ignore[arg-type,return-value]
         (Calls(lambda x: torch.ones(1)), "does not depend"),
@@ -659,7 +666,13 @@ def test_layers_that_cannot_be_packed_are_named():
     chw = nn.Sequential(
         QuantConv2d(6, 6, 3, act=SignSTE(), weight_quantizer=SignWeight(), spatial_size=(5, 7))
     )
-    for net, words in ((soft, r"'0'.*soft"), (chw, r"'0'.*chw")):
+
+    class Doubled(QuantConv2d):
+        def forward(self, x: Tensor) -> Tensor:
+            return 2 * super().forward(x)
+
+    doubled = nn.Sequential(Doubled(6, 6, 3, act=SignSTE(), weight_quantizer=SignWeight()))
+    for net, words in ((soft, r"'0'.*soft"), (chw, r"'0'.*chw"), (doubled, "Doubled computes")):
         with pytest.raises(FoveateError, match=words):
             compile(net, images(1, 6, 7, 9))
 

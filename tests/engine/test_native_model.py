@@ -149,8 +149,8 @@ class Sketch:
             if not rough:
                 if self.chance():
                     still = integer and all(step.op == "thresholds" for step in steps)
-                    target = write("t", self.activation())
-                    steps.append(self.thresholds(target, still, spread if still else 1.0))
+                    output = write("t", self.activation())
+                    steps.append(self.thresholds(output, still, spread if still else 1.0))
                 if self.chance():
                     target = self.activation()
                     size = float(np.float32(self.rng.uniform(0.5, 2) / target.top))
@@ -172,7 +172,11 @@ class Sketch:
         filters = groups * self.pick([1, 2, 5, 33] if groups < 4 else [1, 2])
         if groups == channels > 1 and self.chance():
             filters = channels
-        kernel, stride, dilation, padding, size = [], [], [], [], []
+        kernel: list[int] = []
+        stride: list[int] = []
+        dilation: list[int] = []
+        padding: list[int] = []
+        size: list[int] = []
         for side in (height, width):
             k, d, p = self.pick([1, 2, 3, 5]), self.pick([1, 1, 2]), self.pick([0, 1, 2, 3])
             if side + 2 * p <= d * (k - 1):

@@ -426,7 +426,7 @@ def test_training_learns(fabric, tmp_path):
     data = recipe.load_data(config)
     found = recipe.train_arm("baseline", 0, data, config, fabric, tmp_path, lambda what: None)
     assert found["accuracy"] > 60  # 25 by chance
-    assert 0 < found["flip_rate"] < 0.5
+    assert 0 <= found["flip_rate"] < 0.5
     assert 0 < found["ste_window"] < 1
 
 

@@ -389,7 +389,35 @@ def _getitem(self: Lowering, call: Call) -> Ref:
             start, stop, step = first.indices(self.shapes[x.value][0])
             if step == 1 and stop > start:
                 return self.narrowed(x, start, stop)
-    raise self.refuse(f"indexing with {index}; the engine has slices of channels, x[:, a:b]")
+        steps = [place.step or 1 for place in rest[1:] if isinstance(place, slice)]
+        if x.rank == 4 and places[:2] == [everything] * 2 and len(steps) == len(rest) - 1:
+            if all(place == slice(None, None, place.step) for place in places):
+                # Every second pixel, say: the largest of one pixel is that pixel.
+                return self.pool(x, "max", 1, (steps + [1])[:2], 0)
+    raise self.refuse(
+        f"indexing with {index}; the engine has slices of channels, x[:, a:b], and every n-th "
+        "row and column, x[:, :, ::n, ::n]"
+    )
+
+
+def _pad(self: Lowering, call: Call) -> Ref:
+    """Zeros around the image or the channels: a convolution with ones, which is exact."""
+    x = call.x()
+    value = call.get(3, "value")
+    if call.get(2, "mode", "constant") != "constant" or value not in (None, 0):
+        raise self.refuse("padding with anything but zeros")
+    amounts = [*cast("list[int]", call.get(1, "pad")), 0, 0, 0, 0, 0, 0][:6]
+    left, right, top, bottom, before, after = amounts
+    if x.rank != 4 or left != right or top != bottom or min(amounts) < 0:
+        raise self.refuse(f"padding by {amounts}; the engine pads both sides by the same")
+    channels = self.shapes[x.value][0]
+    if left or top:
+        ones = torch.ones(channels, 1, 1, 1)
+        x = self.conv(x, (1, 1), (top, left), (1, 1), channels, ones, row_of(ones), None, 0)
+    if before or after:
+        weight = F.pad(torch.eye(channels), (0, 0, before, after))[:, :, None, None]
+        x = self.conv(x, (1, 1), (0, 0), (1, 1), 1, weight, row_of(weight), None, 0)
+    return x
 
 
 def _per_channel(self: Lowering, x: Ref, other: object) -> tuple[NDArray[np.float32], Tensor]:
@@ -499,6 +527,7 @@ METHODS: dict[str, _Method] = {
     "split": _split,
     "chunk": _split,
     "getitem": _getitem,
+    "pad": _pad,
     "add": _add,
     "sub": _sub,
     "mul": _mul,
@@ -533,6 +562,7 @@ FUNCTIONS: dict[object, str] = {
     F.softmax: "softmax",
     torch.softmax: "softmax",
     F.interpolate: "interpolate",
+    F.pad: "pad",
     F.dropout: "dropout",
     torch.flatten: "flatten",
     torch.reshape: "reshape",

@@ -42,7 +42,7 @@ from foveate.engine.operations import (
 from foveate.engine.validation import pooled_length
 from foveate.errors import FoveateError
 from foveate.quantization.codes import CodeFormat
-from foveate.quantization.layers import ChannelGate, QuantLayer
+from foveate.quantization.layers import ChannelGate, QuantConv2d, QuantLayer, QuantLinear
 from foveate.quantization.quantizers import QuantAct, SoftSign, UniformBipolar
 
 __all__ = ["Lowering"]
@@ -586,6 +586,12 @@ class Lowering:
                 f"{type(layer).__name__}: the engine has no transposed convolution; "
                 "upsample and convolve instead"
             )
+        ordinary = QuantConv2d if isinstance(layer, nn.Conv2d) else QuantLinear
+        for name in ("forward", "_exact_form", "_sums", "_finish"):
+            if getattr(type(layer), name) is not getattr(ordinary, name):
+                raise self.refuse(
+                    f"{type(layer).__name__} computes otherwise than {ordinary.__name__} does"
+                )
         if layer.spatial_scale is not None:
             raise self.refuse("a chw scale is not one number per channel: use scale='channel'")
         act, quantizer = layer.coded_act, layer.coded_weight

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import dataclasses
 import contextlib
 from collections.abc import Callable, Iterator, Mapping, Sequence
 from pathlib import Path
@@ -21,6 +22,7 @@ from rich.progress import (
 )
 from rich.table import Table
 
+from foveate.report import engine_bench
 from foveate.report.evidence import Evidence, evidence_table, markdown_table
 
 __all__ = [
@@ -293,6 +295,47 @@ def print_bench(rows: Sequence[Mapping[str, Any]]) -> None:
         style="dim",
         highlight=False,
     )
+
+
+def print_engine(rows: Sequence[Any]) -> None:
+    """Milliseconds of every contender, and the ratios that count."""
+    plain = [dataclasses.asdict(row) for row in rows]
+    for threads in dict.fromkeys(row["threads"] for row in plain):
+        here = [row for row in plain if row["threads"] == threads]
+        clock = "CPU" if threads == 1 else "wall"
+        table = Table(
+            title=f"{threads} thread{'s' * (threads > 1)}, {clock} ms (GMAC/s)",
+            title_justify="left",
+            box=None,
+            padding=(0, 2, 0, 0),
+        )
+        table.add_column("", overflow="fold", ratio=1)
+        workloads = list(dict.fromkeys(row["workload"] for row in here))
+        for workload in workloads:
+            table.add_column(workload.replace(", ", "\n"), justify="right", no_wrap=True)
+        for what in dict.fromkeys(row["what"] for row in here):
+            cells = {row["workload"]: row for row in here if row["what"] == what}
+            table.add_row(
+                escape(what),
+                *(
+                    f"{cells[w]['milliseconds']:.3f} ({cells[w]['gmacs']:.0f})"
+                    if w in cells
+                    else ""
+                    for w in workloads
+                ),
+            )
+        _out.print(table)
+    table = Table(
+        title="This engine's best 1-bit row against the best peer: times faster",
+        title_justify="left",
+        box=None,
+        padding=(0, 2, 0, 0),
+    )
+    for column in ("workload", "threads", "against", "ratio"):
+        table.add_column(column, justify="right" if column == "ratio" else "left")
+    for workload, threads, against, ratio in engine_bench.ratios(plain):
+        table.add_row(workload, str(threads), escape(against), f"{ratio:.2f}")
+    _out.print(table)
 
 
 def print_accuracy(rows: Sequence[Mapping[str, Any]]) -> None:
