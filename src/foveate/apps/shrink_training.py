@@ -328,10 +328,9 @@ def _through_stages(
     def train_one(model: nn.Module, stage: Stage, above: nn.Module | None) -> None:
         if stage.network == "real":
             return
+        losses, temperature = stage.losses, 1.0
         if above is None:  # the labels alone would forget the float network
             above, losses, temperature = teacher, _BESIDE_FLOAT, _SOFTNESS
-        else:
-            losses, temperature = stage.losses, 1.0
         guide = above if isinstance(above, FrozenTeacher) else FrozenTeacher(copy.deepcopy(above))
         lesson = Lesson(
             stage.epochs,

@@ -389,11 +389,16 @@ def _getitem(self: Lowering, call: Call) -> Ref:
             start, stop, step = first.indices(self.shapes[x.value][0])
             if step == 1 and stop > start:
                 return self.narrowed(x, start, stop)
-        steps = [place.step or 1 for place in rest[1:] if isinstance(place, slice)]
-        if x.rank == 4 and places[:2] == [everything] * 2 and len(steps) == len(rest) - 1:
-            if all(place == slice(None, None, place.step) for place in places):
-                # Every second pixel, say: the largest of one pixel is that pixel.
-                return self.pool(x, "max", 1, (steps + [1])[:2], 0)
+        spatial = [place for place in rest[1:] if isinstance(place, slice)]
+        strides = [place.step or 1 for place in spatial]
+        if (
+            x.rank == 4
+            and first == everything
+            and len(spatial) == len(rest) - 1
+            and all(place == slice(None, None, place.step) for place in spatial)
+        ):
+            # Every second pixel, say: the largest of one pixel is that pixel.
+            return self.pool(x, "max", 1, [*strides, 1][:2], 0)
     raise self.refuse(
         f"indexing with {index}; the engine has slices of channels, x[:, a:b], and every n-th "
         "row and column, x[:, :, ::n, ::n]"
