@@ -433,11 +433,20 @@ Path choose_path(const ConvSpec& conv, PathWish wish) {
     if (wish != PathWish::automatic) {
         return wish == PathWish::bits ? Path::bits : Path::int8;
     }
-    // Narrow windows fill their words badly, and every pair of planes is counted.
+    // In units of one int8 step of four channels. Every pair of planes is counted, with about three
+    // words' worth of work around it; windows that fill their words badly are re-packed, once for
+    // all filters.
     const int pairs = conv.in.bits * conv.weight.bits;
-    const std::int64_t words = ceil_div(std::int64_t{conv.taps()} * conv.group_in(), 64);
+    const std::int64_t depth = std::int64_t{conv.taps()} * conv.group_in();
+    const bool narrow = conv.group_in() % 64 != 0;
+    const std::int64_t words =
+        narrow ? ceil_div(depth, 64) : std::int64_t{conv.taps()} * (conv.group_in() / 64);
     const std::int64_t quads = std::int64_t{conv.taps()} * ceil_div(conv.group_in(), 4);
-    const bool bits = !depthwise && word_cost() * static_cast<double>(pairs * words) <=
+    const double packing = narrow ? 2.0 * conv.taps() * conv.in.bits /
+                                        static_cast<double>(ceil_div(conv.group_out(), kGroup))
+                                  : 0.0;
+    const bool bits = !depthwise && word_cost() * static_cast<double>(pairs * (words + 3)) +
+                                            packing <=
                                         static_cast<double>(quads);
     return bits ? Path::bits : Path::int8;
 }

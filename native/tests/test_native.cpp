@@ -513,7 +513,7 @@ void test_path() {
     conv.weight = {Kind::bipolar, 1};
     conv.kernel_h = conv.kernel_w = 8;
     conv.in_channels = conv.out_channels = 1;
-    CHECK(choose_path(conv, PathWish::automatic) == Path::bits);  // 64 quads in one word
+    CHECK(choose_path(conv, PathWish::bits) == Path::bits);
     CHECK(choose_path(conv, PathWish::int8) == Path::int8);
     conv.in_channels = conv.out_channels = 3;
     conv.kernel_h = conv.kernel_w = 1;

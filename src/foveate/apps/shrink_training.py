@@ -71,7 +71,8 @@ _SOFTNESS = 2.0  # temperature of the teacher's predictions
 _BESIDE_FLOAT = {"ce": 0.5, "logits": 1.0}  # the labels, and what the float network says
 _TELL_S = 0.3
 
-Tell = Callable[[str], None]
+Tell = Callable[[str, float], None]
+"""Called with a word about the training and the share of it that is done, 0 to 1."""
 Images = npt.NDArray[np.uint8]
 Labels = npt.NDArray[np.int64]
 
@@ -284,7 +285,7 @@ def train(
         The loss is no longer a number.
     """
     if method == "post-training" or course.epochs == 0:
-        tell("batch statistics")
+        tell("batch statistics", 0.0)
         _renew_statistics(student.model, course)
         return Student(student.model.eval(), student.report, student.notes)
     teacher = FrozenTeacher(copy.deepcopy(network).to(course.feed.device))
@@ -320,6 +321,8 @@ def _through_stages(
         progressive=soft,
         epochs=(0, each, each, max(1, course.epochs - (steps - 1) * each)),
     )
+    stages = real_to_binary_stages(config)
+    order = [stage.name for stage in stages if stage.network == "binary"]
     template = student.model
 
     def build(stage: Stage) -> nn.Module:
@@ -340,9 +343,14 @@ def _through_stages(
             temperature,
             tuple(blocks) if blocks and "attention" in losses else (),
         )
-        _fit(model, guide, course, lesson, lambda what: tell(f"{stage.name}, {what}"))
+        place = order.index(stage.name)
 
-    final = list(run_stages(build, real_to_binary_stages(config), train_one).values())[-1]
+        def of_all(what: str, share: float) -> None:
+            tell(f"{stage.name}, {what}", (place + share) / len(order))
+
+        _fit(model, guide, course, lesson, of_all)
+
+    final = run_stages(build, stages, train_one)[order[-1]]
     return Student(final.eval(), student.report, tuple(notes))
 
 
@@ -358,7 +366,7 @@ def _fit(
     logit_loss, attention_loss = LogitKD(lesson.temperature), AttentionMatchingLoss()
     weight = {name: lesson.losses.get(name, 0.0) for name in ("ce", "logits", "attention")}
     draw = torch.Generator().manual_seed(course.seed)
-    told, smooth = 0.0, math.nan
+    taken, told, smooth = 0, 0.0, math.nan
     for epoch in range(lesson.epochs):
         for x, y in _drawn_batches(course, draw):
             logits, maps = block_features(model, x, lesson.blocks)
@@ -379,10 +387,11 @@ def _fit(
                     f"training went wrong in epoch {epoch + 1}: the loss is {now}; "
                     f"try a smaller --lr than {lesson.lr:g}"
                 )
+            taken += 1
             smooth = now if math.isnan(smooth) else 0.95 * smooth + 0.05 * now
             if time.monotonic() - told > _TELL_S:
                 told = time.monotonic()
-                tell(f"epoch {epoch + 1} of {lesson.epochs}, loss {smooth:.2f}")
+                tell(f"epoch {epoch + 1} of {lesson.epochs}, loss {smooth:.2f}", taken / steps)
     model.eval()
 
 

@@ -51,7 +51,7 @@ const page = (() => {
     return { tickvals, ticktext: tickvals.map((v) => clock(v, digits)) };
   }
 
-  /* Figures */
+  /* Figures: over the time of a video, or, with `own_axes`, over whatever their layout says. */
   const figures = [];
   const whole = [0, data.duration_s || 1];
   let range = whole;
@@ -69,7 +69,7 @@ const page = (() => {
     const layout = {
       ...spec, width, height: panel.height,
       paper_bgcolor: "rgba(0,0,0,0)", plot_bgcolor: "rgba(0,0,0,0)",
-      dragmode: matchMedia("(pointer: coarse)").matches ? false : "zoom",
+      dragmode: panel.own_axes || matchMedia("(pointer: coarse)").matches ? false : "zoom",
       font: { family: getComputedStyle(document.body).fontFamily, size: 12, color: colour("@ink") },
       hoverlabel: {
         bgcolor: colour("@surface"), bordercolor: colour("@line"), align: "left", namelength: -1,
@@ -77,7 +77,9 @@ const page = (() => {
       },
     };
     for (const key of Object.keys(spec).filter((k) => /^[xy]axis\d*$/.test(k))) layout[key] = { ...axis, ...spec[key] };
-    layout.xaxis = { ...layout.xaxis, range: [...range], showline: true, ...ticks(range, width) };
+    if (!panel.own_axes) {
+      layout.xaxis = { ...layout.xaxis, range: [...range], showline: true, ...ticks(range, width) };
+    }
     return { traces: panel.figure.data.map((trace) => painted(trace, "")), layout };
   }
   const CONFIG = { displayModeBar: false, doubleClick: false, responsive: false, showTips: false };
@@ -102,7 +104,8 @@ const page = (() => {
     to = Math.min(whole[1], Math.max(to, from + least));
     range = [from, to];
     moving = true;
-    for (const { graph } of figures) {
+    for (const { graph, panel } of figures) {
+      if (panel.own_axes) continue;
       const marks = ticks(range, graph.clientWidth);
       Plotly.relayout(graph, { "xaxis.range": [...range], "xaxis.tickvals": marks.tickvals, "xaxis.ticktext": marks.ticktext });
     }
@@ -124,7 +127,7 @@ const page = (() => {
       figures.push(figure);
       draw(figure);
       figure.graph.on("plotly_relayout", (event) => {
-        if (event["xaxis.range[0]"] !== undefined) show([event["xaxis.range[0]"], event["xaxis.range[1]"]]);
+        if (!panel.own_axes && event["xaxis.range[0]"] !== undefined) show([event["xaxis.range[0]"], event["xaxis.range[1]"]]);
       });
       figure.graph.addEventListener("dblclick", () => show(null));
       new ResizeObserver(() => {
