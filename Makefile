@@ -7,7 +7,7 @@ PIP = $(VENV)/bin/python -m pip --disable-pip-version-check -q
 RUN = $(VENV)/bin/
 
 .NOTPARALLEL:
-.PHONY: demo test lint types contract docs check clean dev
+.PHONY: demo test lint types contract docs native check clean dev
 
 demo: $(VENV)/.demo-ready $(VENV)/.model-ready
 	$(RUN)foveate watch --demo --out demo
@@ -31,7 +31,14 @@ contract: $(VENV)/.dev-ready
 docs: $(VENV)/.dev-ready
 	NO_MKDOCS_2_WARNING=1 $(RUN)mkdocs build --strict -q
 
-check: lint types contract docs test
+# The engine's own tests and random damage to its files, under address and undefined sanitizers.
+native: $(VENV)/.dev-ready
+	$(RUN)cmake -S . -B build/sanitized -DFOVEATE_SANITIZE=ON > /dev/null
+	$(RUN)cmake --build build/sanitized -j 2 > /dev/null
+	build/sanitized/test_native
+	FOVEATE_FUZZ_RUNS=1000 build/sanitized/fuzz_replay
+
+check: lint types contract docs native test
 
 clean:
 	rm -rf $(VENV) build dist site demo foveate-out

@@ -110,6 +110,28 @@ def test_codes_are_the_engines_bit_for_bit(bits, values, limit):
         assert SignSTE().integers(x).tolist() == [1.0 if v >= 0 else -1.0 for v in values]
 
 
+@pytest.mark.parametrize("bits", BITS)
+def test_ties_go_up_as_in_the_engine(bits):
+    """Ties that float32 really meets: half-even rounding would take other codes."""
+    y = grid(bits).numpy()
+    act = UniformBipolar(bits)
+    codes = act.format.codes(act.integers(torch.from_numpy(y))).numpy()
+    assert np.array_equal(codes, engine_bipolar(y, F32(act.step().item()), bits))
+    top = 2**bits - 1
+    v = (y + F32(1)) * F32(top / 2)
+    ties = (v % 1 == 0.5) & (np.abs(y) < 1)
+    assert ties.any()
+    if bits > 1:
+        assert (codes[ties] == np.ceil(v[ties])).all()
+        assert (np.round(v[ties]) != codes[ties]).any()
+    unipolar = UniformUnipolar(bits)
+    with torch.no_grad():
+        unipolar.step_size.fill_(0.25)
+    halves = torch.arange(-2, 2**bits + 2) * 0.25 + 0.125
+    expected = np.arange(-1, 2**bits + 3).clip(0, top)
+    assert unipolar.integers(halves).tolist() == expected.tolist()
+
+
 def test_one_bit_is_the_sign_however_small_the_number():
     x = torch.tensor([-1e-45, -1e-38, 1e-45, -0.0, math.nan, -math.inf])
     learned = UniformBipolar(1, "learned")

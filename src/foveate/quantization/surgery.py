@@ -269,8 +269,6 @@ class _Reader:
             module = self.module(node)
             if self._keeps_order(node):
                 waiting.extend(node.users)
-                if not node.users:
-                    return False
             elif module is None or id(module) not in layers:
                 return False
         return True
