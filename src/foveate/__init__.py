@@ -1,6 +1,6 @@
 """foveate: visual perception on a budget.
 
-``foveate.watch`` is the command ``foveate watch`` as a plain Python call. Every layer, loss,
+``foveate.watch`` and ``foveate.shrink`` are the commands as plain Python calls. Every layer, loss,
 policy and analyser lives in its room (``foveate.faces``, ``foveate.learning``, ...) and can be
 used alone. Importing this package costs next to nothing: names are resolved when first used.
 """
@@ -12,6 +12,7 @@ from importlib import metadata
 from typing import TYPE_CHECKING, Any
 
 if TYPE_CHECKING:
+    from foveate.apps.shrink import shrink as shrink
     from foveate.apps.watch import watch as watch
     from foveate.errors import FoveateError as FoveateError
     from foveate.faces.track import Analyser as Analyser
@@ -29,6 +30,7 @@ _HOMES = {
     "Timeline": "foveate.streams.timeline",
     "Track": "foveate.faces.track",
     "VideoStream": "foveate.streams.video",
+    "shrink": "foveate.apps.shrink",
     "watch": "foveate.apps.watch",
 }
 
@@ -41,6 +43,7 @@ __all__ = [
     "Track",
     "VideoStream",
     "__version__",
+    "shrink",
     "watch",
 ]
 

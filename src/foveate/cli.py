@@ -23,8 +23,9 @@ _SYSTEM_ERRORS = frozenset(
 )
 
 _PERCEIVE = Group("Perceive", sort_key=1)
-_RESEARCH = Group("Research", sort_key=2)
-_MACHINE = Group("This machine", sort_key=3)
+_SMALL = Group("Make small", sort_key=2)
+_RESEARCH = Group("Research", sort_key=3)
+_MACHINE = Group("This machine", sort_key=4)
 
 app = App(
     name="foveate",
@@ -143,6 +144,118 @@ def _box(text: str | None) -> tuple[float, float, float, float] | None:
             "for instance --roi 120,80,200,220"
         ) from None
     return x, y, width, height
+
+
+@app.command(group=_SMALL)
+def shrink(
+    model: str,
+    *,
+    data: Path,
+    weights: Path | None = None,
+    out: Path | None = None,
+    bits: str | None = None,
+    method: Literal["qat", "mbn", "real-to-binary", "post-training"] = "qat",
+    epochs: int = 5,
+    keep: str = "first,last,downsample,depthwise",
+    mean: str | None = None,
+    std: str | None = None,
+    size: int | None = None,
+    augment: Literal["none", "shift", "mirror"] = "shift",
+    batch: int = 64,
+    lr: float | None = None,
+    seed: int = 0,
+    threads: int | None = None,
+    tolerance: float = 3.0,
+    device: Literal["auto", "cpu", "cuda"] = "auto",
+    force: Annotated[bool, Parameter(negative="")] = False,
+) -> None:
+    """Make a trained image classifier small: 1 to 8 bits, measured beside what it replaces.
+
+    Writes NAME-w2a2.fvt and so on, summary.json and report.html.
+
+    Parameters
+    ----------
+    model
+        module:function that makes the network (foveate.nn.resnet:resnet20, or of your own), or the
+        .safetensors checkpoint of a recipe.
+    data
+        Labelled pictures: a folder of class folders (or with train/ and val/), an .npz file with x
+        and y, or CIFAR or MNIST as published.
+    weights
+        Its weights: .safetensors, or a state dict saved by torch.
+    out
+        Folder for the results (default: foveate-out/NAME).
+    bits
+        Widths, separated by commas: 4, or weights x activations such as 1x2 (default: 8,4,2,1).
+    method
+        qat trains with learned steps, mbn on multi-branch binary grids from high to low,
+        real-to-binary gated 1-bit layers in stages, post-training not at all.
+    epochs
+        Passes over the training pictures, for each width.
+    keep
+        What stays float: first, last, downsample, depthwise, or patterns of module paths; none to
+        quantise everything.
+    mean
+        What inputs are normalised by, per channel, pixels being 0 to 1: 0.485,0.456,0.406.
+    std
+        Likewise: 0.229,0.224,0.225.
+    size
+        Bring the pictures of class folders to this many pixels a side.
+    augment
+        Variation of training pictures: shift, mirror (and shift), none.
+    batch
+        Pictures in a training step.
+    lr
+        Learning rate (default: 1e-3 for 1 and 2 bits, 3e-4 for more).
+    seed
+        Of the split, the order and the variations.
+    threads
+        Threads to train with and to measure beside one (default: all cores).
+    tolerance
+        Points of accuracy that the advised file may lose.
+    device
+        Where to train.
+    force
+        Make every width anew.
+    """
+    from foveate.apps.shrink import ShrinkSettings
+    from foveate.apps.shrink import shrink as shrink_one
+    from foveate.report import terminal
+
+    settings = ShrinkSettings(
+        bits=bits,
+        method=method,
+        epochs=epochs,
+        keep=() if keep == "none" else tuple(part for part in keep.split(",") if part),
+        mean=_numbers("mean", mean),
+        std=_numbers("std", std),
+        size=size,
+        augment=augment,
+        batch=batch,
+        lr=lr,
+        seed=seed,
+        threads=threads,
+        tolerance=tolerance,
+        device=device,
+    )
+    settings.check()
+    with terminal.shrinking(model.rpartition(":")[2]) as tell:
+        result = shrink_one(
+            model, out, data=data, weights=weights, settings=settings, force=force, progress=tell
+        )
+    terminal.print_shrink_result(result)
+
+
+def _numbers(name: str, text: str | None) -> tuple[float, ...] | None:
+    if text is None:
+        return None
+    try:
+        return tuple(float(part) for part in text.split(","))
+    except ValueError:
+        raise FoveateError(
+            f"--{name} {text} is no list of numbers; expected one per channel, pixels being 0 to "
+            "1, for instance 0.5,0.5,0.5"
+        ) from None
 
 
 @app.command(group=_RESEARCH)

@@ -71,13 +71,15 @@ def test_texts_become_values_of_the_fields_types():
         1, 1.0, False, "3", "one", Path("/x"), (40.0, 180.0), (0, 1, 2, 3, 4), 2
     )
     assert isinstance(config.lr, float)
+    assert recipes.configure(TOY, "desk", None, {"hr": "40, 180"}).hr == (40.0, 180.0)
     assert recipes.configure(TOY, "desk", None, {"real_data": "none"}).real_data is None
 
 
 @pytest.mark.parametrize(
     ("key", "text"),
     [("epochs", "2.5"), ("epochs", "many"), ("epochs", "true"), ("lr", "fast"), ("mask", "1"),
-     ("grid", "two"), ("hr", "3"), ("hr", '["a"]'), ("epochs", ""), ("epochs", "[1]")],
+     ("grid", "two"), ("hr", "3"), ("hr", "1,2,3"), ("hr", "1,a"), ("hr", '["a"]'),
+     ("epochs", ""), ("epochs", "[1]")],
 )  # fmt: skip
 def test_values_of_the_wrong_type_are_refused(key, text):
     with pytest.raises(FoveateError, match=f"--set {key}="):

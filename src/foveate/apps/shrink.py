@@ -741,7 +741,7 @@ class _Run:
             )
         for row in rows:
             row["ms"] = {str(n): round(1e3 * found[row["name"]], 5) for n, found in times.items()}
-            row["points"] = round(100 * (row["accuracy"] - accuracy), 3)
+            row["points"] = round(100 * (row["accuracy"] - accuracy), 3) + 0.0  # no minus zero
             row["times_float"] = round(times[1]["float"] / times[1][row["name"]], 3)
             row["times_int8"] = (
                 round(times[1]["ort-int8"] / times[1][row["name"]], 3)

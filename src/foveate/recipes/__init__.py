@@ -116,10 +116,16 @@ def _convert(key: str, text: str, kind: Any) -> Any:
     if kind is Path:
         return Path(text).expanduser()
     try:
-        value = json.loads(text.lower() if kind is bool else text)
         if origin in (tuple, list):
-            return tuple(_scalar(v, arguments[0]) for v in value)
-        return _scalar(value, kind)
+            listed = text.strip()  # 1,2,3 or [1, 2, 3]
+            if listed.startswith("["):
+                values = tuple(_scalar(v, arguments[0]) for v in json.loads(listed))
+            else:
+                values = tuple(_convert(key, v.strip(), arguments[0]) for v in listed.split(","))
+            if arguments[-1] is not Ellipsis and len(values) != len(arguments):
+                raise ValueError
+            return values
+        return _scalar(json.loads(text.lower() if kind is bool else text), kind)
     except (ValueError, TypeError) as error:
         wanted = str(kind) if origin else kind.__name__
         raise FoveateError(f"--set {key}={text}: expected a value of type {wanted}") from error

@@ -198,11 +198,11 @@ def cpp_snippet(file: str, network: Mapping[str, Any]) -> str:
 std::ptrdiff_t classify(const std::uint8_t* pixels) {{
     static foveate::Model model(foveate::ModelFile::open("{quoted}"));
     const float mean[] = {{{mean}}};
-    const float std[] = {{{std}}};
+    const float deviation[] = {{{std}}};
     std::vector<float> x({channels} * {height} * {width});
     for (std::size_t i = 0; i < x.size(); ++i) {{
         const std::size_t plane = i / ({height} * {width});
-        x[i] = (static_cast<float>(pixels[i]) / 255.0F - mean[plane]) / std[plane];
+        x[i] = (static_cast<float>(pixels[i]) / 255.0F - mean[plane]) / deviation[plane];
     }}
     const auto outputs = model.run(x.data(), 1, {{{channels}, {height}, {width}}}, 1);
     const float* scores = outputs[0].values.get();

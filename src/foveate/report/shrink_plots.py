@@ -137,7 +137,11 @@ def pareto_panel(rows: Sequence[Mapping[str, Any]], tolerance: float) -> OwnPane
         "xaxis": {
             "type": "log",
             "range": [round(left - wide, 4), round(right + wide, 4)],
-            "title": {"text": "milliseconds for one picture, one thread", "standoff": 8},
+            "title": {
+                "text": "milliseconds for one picture, one thread",
+                "standoff": 8,
+                "font": {"size": 12, "color": "@muted"},
+            },
             "tickvals": _decades(10 ** (left - wide), 10 ** (right + wide)),
             "showgrid": True,
             "zeroline": False,
@@ -325,6 +329,6 @@ def _shares(nodes: Sequence[Mapping[str, Any]], total: float) -> list[tuple[str,
     found = []
     for path, word in words.items():
         spent = sum(float(node["us"]) for node in nodes if _path(node) == path)
-        if spent and total:
+        if total and spent / total >= 0.005:
             found.append((word, spent / total))
     return found

@@ -37,8 +37,10 @@ __all__ = [
     "print_models",
     "print_outcomes",
     "print_recipes",
+    "print_shrink_result",
     "print_watch_result",
     "recipe",
+    "shrinking",
 ]
 
 _out = Console()
@@ -187,6 +189,27 @@ def recipe(name: str) -> Iterator[Callable[[str, int, int], None]]:
         yield tell
 
 
+@contextlib.contextmanager
+def shrinking(name: str) -> Iterator[Callable[[str, int, int], None]]:
+    """A bar for making a network small: (what is being done, done, total)."""
+    bar = Progress(
+        SpinnerColumn(),
+        TextColumn("{task.description}"),
+        BarColumn(),
+        TextColumn("{task.percentage:>3.0f} %"),
+        TimeElapsedColumn(),
+        console=_err,
+        transient=True,
+    )
+    with bar:
+        task = bar.add_task(escape(name), total=None)
+
+        def tell(what: str, done: int, total: int) -> None:
+            bar.update(task, description=escape(f"{name}: {what}"), completed=done, total=total)
+
+        yield tell
+
+
 def print_recipes(recipes: Sequence[tuple[str, ModuleType]]) -> None:
     """The recipes with their claims."""
     table = Table(show_lines=True)
@@ -196,6 +219,39 @@ def print_recipes(recipes: Sequence[tuple[str, ModuleType]]) -> None:
         table.add_row(name, escape(module.CLAIM.text), ", ".join(module.PRESETS))
     _out.print(table)
     _out.print("run one with: foveate run NAME --scale smoke", style="dim", highlight=False)
+
+
+def print_shrink_result(result: Any) -> None:
+    """The table of contenders, and which file to take."""
+    summary = result.summary
+    threads = str(summary["machine"]["threads"])
+    table = Table(box=None, padding=(0, 2, 0, 0))
+    table.add_column("", overflow="fold")
+    columns = ["accuracy", "points", "ms, 1 thread", f"ms, {threads} threads", "x PyTorch"]
+    columns += ["x ORT int8", "kB", "uJ (estimate)"]
+    if threads == "1":
+        columns.remove("ms, 1 threads")
+    for column in columns:
+        table.add_column(column, justify="right", no_wrap=True)
+    for row in summary["rows"]:
+        int8 = row["times_int8"]
+        cells = [f"{row['accuracy']:.1%}", f"{row['points']:+.1f}", f"{row['ms']['1']:.3g}"]
+        cells += [f"{row['ms'][threads]:.3g}"] if threads != "1" else []
+        cells += [f"{row['times_float']:.1f}", "" if int8 is None else f"{int8:.2f}"]
+        cells += [f"{row['bytes'] / 1e3:.0f}", f"{row['energy_uj']:.1f}"]
+        name = escape(row["what"])
+        chosen = row["name"] == summary["verdict"]["row"]
+        table.add_row(f"[bold]{name}[/]" if chosen else name, *cells)
+    _out.print(table)
+    for note in summary["notes"]:
+        _out.print(f"  {escape(note)}", style="dim", highlight=False, soft_wrap=True)
+    best, reason = result.best, escape(summary["verdict"]["reason"])
+    word = "  [dim](already done)[/]" if result.reused else ""
+    if best is None:
+        _out.print(f"  [yellow]{reason}[/]{word}", highlight=False, soft_wrap=True)
+    else:
+        _out.print(f"  take {escape(str(best))}: {reason}{word}", highlight=False, soft_wrap=True)
+    _out.print(f"  report: {result.folder / 'report.html'}", highlight=False, soft_wrap=True)
 
 
 def print_evidence(evidences: Sequence[Evidence], markdown: bool = False) -> None:
