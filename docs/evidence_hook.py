@@ -13,7 +13,7 @@ import re
 from pathlib import Path
 from typing import Any
 
-from foveate.report.engine_bench import ratios
+from foveate.report.engine_bench import ratios, tables
 from foveate.report.evidence import Evidence, markdown_table, mean, read_all
 
 _HEADS = {
@@ -84,25 +84,19 @@ def _all() -> str:
 
 
 def _engine(rows: list[dict[str, Any]]) -> str:
-    """Contenders against workloads for every number of threads, then the ratios."""
+    """Contenders against workloads for every question and number of threads, then the ratios."""
     lines = []
-    for threads in dict.fromkeys(row["threads"] for row in rows):
-        here = [row for row in rows if row["threads"] == threads]
-        workloads = list(dict.fromkeys(row["workload"] for row in here))
-        clock = "CPU" if threads == 1 else "wall"
-        lines += [f"**{threads} thread{'s' * (threads > 1)}**, {clock} milliseconds (GMAC/s):", ""]
-        lines += ["| | " + " | ".join(workloads) + " |", "|---|" + "---:|" * len(workloads)]
-        for what in dict.fromkeys(row["what"] for row in here):
-            cells = {row["workload"]: row for row in here if row["what"] == what}
-            texts = [
-                f"{cells[w]['milliseconds']:.3f} ({cells[w]['gmacs']:.0f})" if w in cells else ""
-                for w in workloads
-            ]
-            bold = "**" if any(row["own"] for row in cells.values()) else ""
-            lines.append(f"| {bold}{what}{bold} | " + " | ".join(texts) + " |")
+    for table in tables(rows):
+        lines += [f"**{table.title}**", ""]
+        lines += ["| | " + " | ".join(table.workloads) + " |"]
+        lines += ["|---|" + "---:|" * len(table.workloads)]
+        for line in table.lines:
+            bold = "**" if line.own else ""
+            lines.append(f"| {bold}{line.what}{bold} | " + " | ".join(line.cells) + " |")
         lines.append("")
-    lines += ["| workload | threads | against | times faster |", "|---|---:|---|---:|"]
-    lines += [f"| {w} | {t} | {against} | {r:.2f} |" for w, t, against, r in ratios(rows)]
+    lines += ["| workload | threads | this engine's | against | times faster |"]
+    lines += ["|---|---:|---|---|---:|"]
+    lines += [f"| {w} | {t} | {own} | {peer} | {r:.2f} |" for w, t, own, peer, r in ratios(rows)]
     return "\n".join(lines) + "\n"
 
 

@@ -69,6 +69,12 @@ nb::ndarray<nb::numpy, std::int32_t> conv2d(const Codes& codes, const std::strin
     spec.dilation_h = dilation[0];
     spec.dilation_w = dilation[1];
     spec.groups = groups;
+    if (pad != "zero" && pad != "low" && pad != "high") {
+        throw std::invalid_argument("pad '" + pad + "' is not zero, low or high");
+    }
+    if (path != "bits" && path != "int8") {
+        throw std::invalid_argument("path '" + path + "' is not bits or int8");
+    }
     spec.pad = pad == "zero" ? Pad::zero : pad == "low" ? Pad::low : Pad::high;
     spec.in = format_of(in_kind, in_bits);
     spec.weight = format_of(weight_kind, weight_bits);
@@ -120,6 +126,9 @@ nb::ndarray<nb::numpy, std::int32_t> conv2d(const Codes& codes, const std::strin
     const std::ptrdiff_t rows = in.height + 2 * std::ptrdiff_t{in.border};
     const auto pixels = static_cast<std::size_t>(rows * in.row_pixels());
     const std::size_t stride_bytes = static_cast<std::size_t>(in.byte_stride());
+    if (pixels * stride_bytes >= std::size_t{1} << 31) {  // operands are addressed in 32 bits
+        throw std::invalid_argument("the padded input has 2^31 or more codes");
+    }
     std::vector<std::uint8_t> bytes(pixels * stride_bytes + kSlack, 0);
     std::vector<std::uint64_t> bits(pixels * static_cast<std::size_t>(in.pixel_words()) +
                                     kSlack / 8);

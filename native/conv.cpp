@@ -113,7 +113,7 @@ Conv::Conv(const ConvSpec& spec, const std::uint64_t* packed, const float* real,
         refuse("codes have 1 to 8 bits, and those of activations are bipolar or unipolar");
     }
     if (!real_weights) {
-        // |S| and every intermediate term stay inside 32 bits (terms may double and wrap).
+        // |S| stays inside 32 bits; intermediate terms may double and wrap.
         const std::int64_t reach = std::int64_t{s.in.levels()} * s.weight.levels();
         if (reach * s.taps() * s.group_in() >= (std::int64_t{1} << 31)) {
             refuse("a window of a convolution is too long for 32-bit sums at these bits");
@@ -360,9 +360,12 @@ void Conv::prepare_starts(const std::vector<std::int32_t>& constant,
                     }
                     const std::size_t tap = static_cast<std::size_t>(ky * s.kernel_w + kx);
                     for (int out = 0; out < s.out_channels; ++out) {
-                        to[out] += top * sums[static_cast<std::size_t>(out) *
-                                                  static_cast<std::size_t>(s.taps()) +
-                                              tap];
+                        // Modulo 2^32: the popcounts that come later bring it back into range.
+                        const std::int32_t more = top * sums[static_cast<std::size_t>(out) *
+                                                                 static_cast<std::size_t>(s.taps()) +
+                                                             tap];
+                        to[out] = static_cast<std::int32_t>(static_cast<std::uint32_t>(to[out]) +
+                                                            static_cast<std::uint32_t>(more));
                     }
                 }
             }
@@ -602,7 +605,7 @@ void Conv::run_block(Scratch& scratch, int first, int count, int block_begin, in
                                  thin_.data() + segment.weights, multiply_, to);
                 } else {
                     k.dot8(scratch.bytes, count, scratch.offsets.data(), n_offsets,
-                           bytes_.data() + segment.weights, multiply_, to);
+                           bytes_.data() + segment.weights, segment.hi, multiply_, to);
                 }
             }
             for (int p = 0; !whole && p < count; ++p) {

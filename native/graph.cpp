@@ -355,7 +355,9 @@ class GraphReader {
                        expected);
         }
         const std::size_t count = found->size / sizeof(T);
-        budget_.charge(count + kGroup, 2 * sizeof(T), owner.title());  // ours and the program's
+        // Ours, and the program's, whose rows are whole groups of channels.
+        const auto channels = static_cast<std::size_t>(shape.back());
+        budget_.charge(count + count / channels * (channels + kGroup), sizeof(T), owner.title());
         return std::vector<T>(found->as<T>(), found->as<T>() + count);
     }
 
@@ -598,7 +600,6 @@ class GraphReader {
                             ", " + std::to_string(words) + " words)");
             }
             refuse_stray_bits(fields, *weight, conv.group_in());
-            // Bounds every term of the popcount identities, not only the sum itself.
             const std::int64_t terms = std::int64_t{conv.taps()} * conv.group_in();
             if (std::int64_t{conv.in.levels()} * conv.weight.levels() * terms >=
                 std::int64_t{1} << 31) {

@@ -100,7 +100,7 @@ double word_cost() {
         const auto start = Clock::now();
         k.count_xor(args);
         const auto middle = Clock::now();
-        k.dot8(narrow, kPixels, offsets.data(), kQuads, bytes.data(), 1, out.data());
+        k.dot8(narrow, kPixels, offsets.data(), kQuads, bytes.data(), kGroup, 1, out.data());
         const auto end = Clock::now();
         best_bits = std::min(best_bits, std::chrono::duration<double>(middle - start).count());
         best_int8 = std::min(best_int8, std::chrono::duration<double>(end - middle).count());

@@ -37,9 +37,10 @@ struct Kernels {
     // out[p] += factor * sum_t popcount(a_t)
     void (*count_ones)(const std::uint64_t* const* pixels, int n_pix, const std::int32_t* offsets,
                        int n, std::int32_t factor, std::int32_t* out);
-    // out += factor * sum_t sum_{i<4} u8 * s8, exact modulo 2^32; offsets in bytes
+    // out += factor * sum_t sum_{i<4} u8 * s8, exact modulo 2^32; offsets in bytes. Channels from
+    // `lanes` on need not be computed.
     void (*dot8)(const std::uint8_t* const* pixels, int n_pix, const std::int32_t* offsets, int n,
-                 const std::int8_t* weights, std::int32_t factor, std::int32_t* out);
+                 const std::int8_t* weights, int lanes, std::int32_t factor, std::int32_t* out);
     // out = fma chain over t from 0; offsets in floats
     void (*dotf)(const float* const* pixels, int n_pix, const std::int32_t* offsets, int n,
                  const float* weights, float* out);

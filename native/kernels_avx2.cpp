@@ -105,10 +105,10 @@ void count_ones(const std::uint64_t* const* pixels, int n_pix, const std::int32_
 // vpmaddubsw saturates at 16 bits: widen to 16 bits and multiply-add there, which is exact.
 template <int P>
 inline void dot8_tile(const std::uint8_t* const* pixels, const std::int32_t* offsets, int n,
-                      const std::int8_t* weights, std::int32_t factor, std::int32_t* out) {
+                      const std::int8_t* weights, int lanes, std::int32_t factor, std::int32_t* out) {
     const __m256i by = _mm256_set1_epi32(factor);
     // 8 channels at a time: two registers of 4 channels x 2 partial sums.
-    for (int c = 0; c < kGroup; c += 8) {
+    for (int c = 0; c < lanes; c += 8) {
         __m256i sum[P][2];
         unrolled<P>([&](auto p) FOVEATE_INLINED {
             sum[p][0] = sum[p][1] = _mm256_setzero_si256();
@@ -138,13 +138,13 @@ inline void dot8_tile(const std::uint8_t* const* pixels, const std::int32_t* off
 }
 
 void dot8(const std::uint8_t* const* pixels, int n_pix, const std::int32_t* offsets, int n,
-          const std::int8_t* weights, std::int32_t factor, std::int32_t* out) {
+          const std::int8_t* weights, int lanes, std::int32_t factor, std::int32_t* out) {
     int p = 0;
     for (; p + 4 <= n_pix; p += 4) {
-        dot8_tile<4>(pixels + p, offsets, n, weights, factor, out + p * kGroup);
+        dot8_tile<4>(pixels + p, offsets, n, weights, lanes, factor, out + p * kGroup);
     }
     for (; p < n_pix; ++p) {
-        dot8_tile<1>(pixels + p, offsets, n, weights, factor, out + p * kGroup);
+        dot8_tile<1>(pixels + p, offsets, n, weights, lanes, factor, out + p * kGroup);
     }
 }
 

@@ -85,45 +85,56 @@ inline void dot4(__m512i& sum, __m512i a, __m512i w) {
     __asm__("vpdpbusd %2, %1, %0" : "+v"(sum) : "v"(a), "v"(w));
 }
 
-template <int P>
+// P pixels x V vectors of 16 channels.
+template <int P, int V>
 inline void dot8_tile(const std::uint8_t* const* pixels, const std::int32_t* offsets, int n,
                       const std::int8_t* weights, std::int32_t factor, std::int32_t* out) {
-    __m512i sum[P][2];
+    __m512i sum[P][V];
     unrolled<P>([&](auto p) FOVEATE_INLINED {
-        sum[p][0] = sum[p][1] = _mm512_setzero_si512();
+        unrolled<V>([&](auto v) FOVEATE_INLINED { sum[p][v] = _mm512_setzero_si512(); });
     });
     for (int t = 0; t < n; ++t) {
         const std::ptrdiff_t offset = offsets[t];
-        const __m512i w0 = _mm512_loadu_si512(weights);
-        const __m512i w1 = _mm512_loadu_si512(weights + 64);
+        __m512i w[V];
+        unrolled<V>([&](auto v) FOVEATE_INLINED { w[v] = _mm512_loadu_si512(weights + 64 * v); });
         weights += 4 * kGroup;
         unrolled<P>([&](auto p) FOVEATE_INLINED {
             std::int32_t quad;
             __builtin_memcpy(&quad, pixels[p] + offset, 4);
             const __m512i a = _mm512_set1_epi32(quad);
-            dot4(sum[p][0], a, w0);
-            dot4(sum[p][1], a, w1);
+            unrolled<V>([&](auto v) FOVEATE_INLINED { dot4(sum[p][v], a, w[v]); });
         });
     }
     const __m512i by = _mm512_set1_epi32(factor);
     unrolled<P>([&](auto p) FOVEATE_INLINED {
-        add_to(out + p * kGroup, _mm512_mullo_epi32(sum[p][0], by));
-        add_to(out + p * kGroup + 16, _mm512_mullo_epi32(sum[p][1], by));
+        unrolled<V>([&](auto v) FOVEATE_INLINED {
+            add_to(out + p * kGroup + 16 * v, _mm512_mullo_epi32(sum[p][v], by));
+        });
     });
 }
 
+template <int P, int V>
+inline int dot8_tiles(const std::uint8_t* const* pixels, int from, int n_pix,
+                      const std::int32_t* offsets, int n, const std::int8_t* weights,
+                      std::int32_t factor, std::int32_t* out) {
+    for (; from + P <= n_pix; from += P) {
+        dot8_tile<P, V>(pixels + from, offsets, n, weights, factor, out + from * kGroup);
+    }
+    return from;
+}
+
 void dot8(const std::uint8_t* const* pixels, int n_pix, const std::int32_t* offsets, int n,
-          const std::int8_t* weights, std::int32_t factor, std::int32_t* out) {
+          const std::int8_t* weights, int lanes, std::int32_t factor, std::int32_t* out) {
     int p = 0;
-    for (; p + 12 <= n_pix; p += 12) {
-        dot8_tile<12>(pixels + p, offsets, n, weights, factor, out + p * kGroup);
+    if (lanes <= 16) {
+        p = dot8_tiles<12, 1>(pixels, p, n_pix, offsets, n, weights, factor, out);
+        p = dot8_tiles<4, 1>(pixels, p, n_pix, offsets, n, weights, factor, out);
+        dot8_tiles<1, 1>(pixels, p, n_pix, offsets, n, weights, factor, out);
+        return;
     }
-    for (; p + 4 <= n_pix; p += 4) {
-        dot8_tile<4>(pixels + p, offsets, n, weights, factor, out + p * kGroup);
-    }
-    for (; p < n_pix; ++p) {
-        dot8_tile<1>(pixels + p, offsets, n, weights, factor, out + p * kGroup);
-    }
+    p = dot8_tiles<12, 2>(pixels, p, n_pix, offsets, n, weights, factor, out);
+    p = dot8_tiles<4, 2>(pixels, p, n_pix, offsets, n, weights, factor, out);
+    dot8_tiles<1, 2>(pixels, p, n_pix, offsets, n, weights, factor, out);
 }
 
 template <int P>

@@ -16,7 +16,7 @@ void count_and(const CountArgs& args) {
 }
 
 void dot8(const std::uint8_t* const* pixels, int n_pix, const std::int32_t* offsets, int n,
-          const std::int8_t* weights, std::int32_t factor, std::int32_t* out) {
+          const std::int8_t* weights, int, std::int32_t factor, std::int32_t* out) {
     for (int p = 0; p < n_pix; ++p) {
         std::int32_t sum[kGroup] = {};
         for (int t = 0; t < n; ++t) {

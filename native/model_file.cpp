@@ -1,7 +1,6 @@
 #include "model_file.hpp"
 
 #include <fcntl.h>
-#include <sys/mman.h>
 #include <sys/stat.h>
 #include <unistd.h>
 
@@ -26,6 +25,7 @@ constexpr std::size_t kEntrySize = 64;
 constexpr std::size_t kAlignment = 64;
 constexpr std::uint32_t kVersion = 1;
 constexpr std::uint32_t kEndianTag = 0x01020304;
+constexpr off_t kMaxFileSize = off_t{8} << 30;
 constexpr std::uint64_t kMaxBlobs = std::uint64_t{1} << 20;
 constexpr std::uint32_t kMaxDimensions = 6;
 
@@ -122,28 +122,42 @@ void refuse_overlap(const std::vector<Blob>& blobs) {
 
 }  // namespace
 
+ModelFile::Bytes ModelFile::memory(std::size_t size) {
+    return {static_cast<std::byte*>(::operator new(size, std::align_val_t{kAlignment})),
+            [](std::byte* start) { ::operator delete(start, std::align_val_t{kAlignment}); }};
+}
+
 ModelFile ModelFile::open(const std::string& path) {
     const std::string quoted = "'" + path + "'";
     const int descriptor = ::open(path.c_str(), O_RDONLY | O_CLOEXEC);
     if (descriptor < 0) {
         fail(quoted + " cannot be opened: " + std::strerror(errno));
     }
+    const std::unique_ptr<const int, void (*)(const int*)> closer(
+        &descriptor, [](const int* opened) { ::close(*opened); });
     struct stat info {};
-    const bool regular = ::fstat(descriptor, &info) == 0 && S_ISREG(info.st_mode);
-    if (!regular || info.st_size < static_cast<off_t>(kHeaderSize)) {
-        ::close(descriptor);
-        fail(quoted + (regular ? " is too short to be a model" : " is not a regular file"));
+    if (::fstat(descriptor, &info) != 0 || !S_ISREG(info.st_mode)) {
+        fail(quoted + " is not a regular file");
+    }
+    if (info.st_size < static_cast<off_t>(kHeaderSize)) {
+        fail(quoted + " is too short to be a model");
+    }
+    if (info.st_size > kMaxFileSize) {
+        fail(quoted + " is larger than 8 GiB");
     }
     const auto size = static_cast<std::size_t>(info.st_size);
-    void* mapping = ::mmap(nullptr, size, PROT_READ, MAP_PRIVATE, descriptor, 0);
-    const int reason = errno;
-    ::close(descriptor);
-    if (mapping == MAP_FAILED) {
-        fail(quoted + " cannot be mapped: " + std::strerror(reason));
+    const Bytes bytes = memory(size);
+    for (std::size_t done = 0; done < size;) {
+        const ssize_t got = ::read(descriptor, bytes.get() + done, size - done);
+        if (got < 0 && errno == EINTR) {
+            continue;
+        }
+        if (got <= 0) {
+            fail(quoted + " cannot be read" +
+                 (got < 0 ? std::string(": ") + std::strerror(errno) : ": it ends too early"));
+        }
+        done += static_cast<std::size_t>(got);
     }
-    const Bytes bytes(static_cast<const std::byte*>(mapping), [size](const std::byte* start) {
-        ::munmap(const_cast<std::byte*>(start), size);
-    });
     return ModelFile(bytes, size);
 }
 
@@ -151,12 +165,9 @@ ModelFile ModelFile::from_bytes(const void* data, std::size_t size) {
     if (size < kHeaderSize) {
         fail("too short to be a model");
     }
-    auto* copy = static_cast<std::byte*>(::operator new(size, std::align_val_t{kAlignment}));
-    std::memcpy(copy, data, size);
-    const Bytes bytes(copy, [](const std::byte* start) {
-        ::operator delete(const_cast<std::byte*>(start), std::align_val_t{kAlignment});
-    });
-    return ModelFile(bytes, size);
+    const Bytes copy = memory(size);
+    std::memcpy(copy.get(), data, size);
+    return ModelFile(copy, size);
 }
 
 ModelFile::ModelFile(Bytes bytes, std::size_t size) : bytes_(std::move(bytes)) {

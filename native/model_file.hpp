@@ -38,7 +38,8 @@ struct Blob {
 
 class ModelFile {
   public:
-    // Maps the file for reading. Both throw std::runtime_error with one sentence.
+    // Reads the whole file: a mapping would die with SIGBUS when somebody cuts the file short, and
+    // could change after it was checked. Both throw std::runtime_error with one sentence.
     static ModelFile open(const std::string& path);
     // Copies the bytes, since blobs need their alignment.
     static ModelFile from_bytes(const void* data, std::size_t size);
@@ -48,8 +49,8 @@ class ModelFile {
     const std::vector<Blob>& blobs() const { return blobs_; }
 
   private:
-    // Either a mapping or owned memory; freed by the deleter.
-    using Bytes = std::shared_ptr<const std::byte>;
+    using Bytes = std::shared_ptr<std::byte>;
+    static Bytes memory(std::size_t size);  // aligned as blobs are
     ModelFile(Bytes bytes, std::size_t size);
 
     Bytes bytes_;

@@ -362,6 +362,8 @@ class Planner {
                                       : conv.taps() * in * 4;
         budget_.charge(static_cast<std::uint64_t>(blocks * kGroup),
                        static_cast<std::uint64_t>(lane), title(i));
+        budget_.charge(static_cast<std::uint64_t>(conv.out_height() + conv.out_width()),
+                       sizeof(std::size_t), title(i));  // which correction a row or column takes
         if (conv.in.is_float() || conv.in.kind != Kind::bipolar || conv.pad != Pad::zero) {
             return;
         }

@@ -345,22 +345,25 @@ inline void quantize_narrow(const StepData& step, const float* values, int pixel
 }
 
 inline void quantize(const StepData& step, const Block& block, const float* values) {
+    const int lanes = block.channels - block.channel <= 16 ? 16 : kGroup;
     const View& view = block.views[step.slot];
     Walk at(block.first, block.width);
     for (int p = 0; p < block.count; ++p, at.next()) {
         const float* y = values + p * kGroup;
-        std::uint8_t codes[kGroup];
-        codes_of_values(step, y, kGroup, codes);
+        std::uint8_t codes[kGroup] = {};
+        codes_of_values(step, y, lanes, codes);
         put_codes(view, view.at(at.y, at.x), block.channel, block.channels, codes);
     }
 }
 
 // ---------------------------------------------------------------- everything in order
 
-inline void run_steps(const Block& block) {
+// L channels of a block are wanted: 32, or 16 where there are no more.
+template <int L>
+void run_steps_of(const Block& block) {
     float* y = block.values;
     const int total = block.count * kGroup;
-    const int inside = smaller(kGroup, block.channels - block.channel);
+    const int inside = smaller(L, block.channels - block.channel);
     bool converted = block.sums == nullptr;
     for (int s = 0; s < block.n_steps; ++s) {
         const StepData& step = block.steps[s];
@@ -390,20 +393,20 @@ inline void run_steps(const Block& block) {
                 // rounded one by one (the file is compiled without contraction).
                 float a[kGroup];
                 float b[kGroup];
-                for (int c = 0; c < kGroup; ++c) {
+                for (int c = 0; c < L; ++c) {
                     a[c] = step.a != nullptr ? step.a[block.channel + c] : 1.0F;
                     b[c] = step.b != nullptr ? step.b[block.channel + c] : -0.0F;  // x + -0 is x
                 }
                 if (converted) {
                     for (int p = 0; p < block.count; ++p) {
-                        for (int c = 0; c < kGroup; ++c) {
+                        for (int c = 0; c < L; ++c) {
                             const float scaled = y[p * kGroup + c] * a[c];
                             y[p * kGroup + c] = scaled + b[c];
                         }
                     }
                 } else {
                     for (int p = 0; p < block.count; ++p) {
-                        for (int c = 0; c < kGroup; ++c) {
+                        for (int c = 0; c < L; ++c) {
                             const float scaled = static_cast<float>(block.sums[p * kGroup + c]) * a[c];
                             y[p * kGroup + c] = scaled + b[c];
                         }
@@ -417,7 +420,7 @@ inline void run_steps(const Block& block) {
                 std::memcpy(g, block.views[step.slot].f32 + block.channel,
                             sizeof(float) * static_cast<std::size_t>(inside));
                 for (int p = 0; p < block.count; ++p) {
-                    for (int c = 0; c < kGroup; ++c) {
+                    for (int c = 0; c < L; ++c) {
                         y[p * kGroup + c] = y[p * kGroup + c] * g[c];
                     }
                 }
@@ -429,8 +432,8 @@ inline void run_steps(const Block& block) {
                 for (int p = 0; p < block.count; ++p, at.next()) {
                     const float* r = view.f32 + view.at(at.y, at.x) * view.channels + block.channel;
                     float* to = y + p * kGroup;
-                    if (inside == kGroup) {
-                        for (int c = 0; c < kGroup; ++c) {
+                    if (inside == L) {
+                        for (int c = 0; c < L; ++c) {
                             to[c] = to[c] + r[c];
                         }
                     } else {
@@ -456,7 +459,7 @@ inline void run_steps(const Block& block) {
                 float a[kGroup];
                 std::memcpy(a, step.a + block.channel, sizeof a);
                 for (int p = 0; p < block.count; ++p) {
-                    for (int c = 0; c < kGroup; ++c) {
+                    for (int c = 0; c < L; ++c) {
                         const float v = y[p * kGroup + c];
                         const float scaled = v * a[c];
                         y[p * kGroup + c] = v > 0.0F ? v : scaled;
@@ -487,8 +490,8 @@ inline void run_steps(const Block& block) {
                 Walk at(block.first, block.width);
                 for (int p = 0; p < block.count; ++p, at.next()) {
                     float* to = view.f32 + view.at(at.y, at.x) * view.channels + block.channel;
-                    if (inside == kGroup) {
-                        std::memcpy(to, y + p * kGroup, kGroup * sizeof(float));
+                    if (inside == L) {
+                        std::memcpy(to, y + p * kGroup, L * sizeof(float));
                     } else {
                         std::memcpy(to, y + p * kGroup,
                                     sizeof(float) * static_cast<std::size_t>(inside));
@@ -506,6 +509,14 @@ inline void run_steps(const Block& block) {
             case StepOp::store_sums:
                 break;
         }
+    }
+}
+
+inline void run_steps(const Block& block) {
+    if (block.channels - block.channel <= 16) {
+        run_steps_of<16>(block);
+    } else {
+        run_steps_of<32>(block);
     }
 }
 

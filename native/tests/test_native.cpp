@@ -6,6 +6,8 @@
 #include <cmath>
 #include <cstdio>
 #include <cstdlib>
+#include <filesystem>
+#include <fstream>
 #include <limits>
 #include <mutex>
 #include <random>
@@ -127,6 +129,18 @@ void test_file() {
                        "model file"));
     }
     CHECK(contains(error_of([] { ModelFile::open("/nowhere/at.fvt"); }), "cannot be opened"));
+    CHECK(contains(error_of([] { ModelFile::open("/dev/zero"); }), "not a regular file"));
+
+    // A file that is cut short or written to while it is in use.
+    const std::string path = std::filesystem::temp_directory_path() / "foveate_test_native.fvt";
+    std::ofstream(path, std::ios::binary) << file;
+    const ModelFile read = ModelFile::open(path);
+    std::filesystem::resize_file(path, 0);
+    CHECK(read.blobs()[4].as<std::int32_t>()[7] == 9);
+    CHECK(contains(error_of([&] { ModelFile::open(path); }), "too short"));
+    std::filesystem::resize_file(path, std::uintmax_t{9} << 30);  // a hole, no space taken
+    CHECK(contains(error_of([&] { ModelFile::open(path); }), "8 GiB"));
+    std::filesystem::remove(path);
 }
 
 // ---------------------------------------------------------------- pool
@@ -506,6 +520,94 @@ void test_plan() {
     CHECK(contains(error_of([&] { Budget none(0); read_modes(sound, none); }), "memory"));
 }
 
+// The budget is charged with at least what loading allocates, rows of few channels included.
+void test_budget() {
+    const std::string file = testing::sample_file();
+    const ModelFile sound = ModelFile::from_bytes(file.data(), file.size());
+    std::size_t low = 0;
+    std::size_t high = std::size_t{1} << 24;
+    while (high - low > 1) {
+        Budget budget((low + high) / 2);
+        (error_of([&] { read_modes(sound, budget); }).empty() ? high : low) = (low + high) / 2;
+    }
+    Budget enough(high);
+    std::size_t bytes = 0;
+    for (const GraphSpec& graph : read_modes(sound, enough)) {
+        for (const NodeSpec& node : graph.nodes) {
+            for (const Step& step : node.steps) {
+                for (const std::size_t values : {step.a.size(), step.b.size(),
+                                                 step.table_int.size(), step.table_float.size()}) {
+                    const std::size_t rows = step.levels > 0 ? static_cast<std::size_t>(step.levels)
+                                                             : 1;
+                    const std::size_t padded = (values / rows + kGroup - 1) / kGroup * kGroup;
+                    bytes += (values + rows * padded) * 4;
+                }
+            }
+        }
+    }
+    CHECK(bytes > 0 && high >= bytes);
+
+    // A convolution of one weight on a picture of many rows: what is kept for every row.
+    const float weight = 1;
+    const std::vector<std::byte> raw(sizeof weight);
+    const Blob blob{raw.data(), raw.size(), BlobType::f32, {1, 1, 1, 1}};
+    GraphSpec graph;
+    graph.tensors.resize(2);
+    for (TensorSpec& tensor : graph.tensors) {
+        tensor.channels = tensor.width = 1;
+        tensor.height = kMaxExtent;
+    }
+    NodeSpec node;
+    node.op = Op::conv;
+    node.inputs = {0};
+    node.outputs = node.slots = {1};
+    node.conv.in_channels = node.conv.out_channels = 1;
+    node.conv.in_height = kMaxExtent;
+    node.weight = &blob;
+    Step store;
+    store.slot = 0;
+    node.steps = {store};
+    graph.nodes = {node};
+    graph.outputs = {1};
+    Budget small(8 * kMaxExtent);
+    CHECK(contains(error_of([&] { make_plan(graph, Limits{}, small); }), "memory"));
+}
+
+// Zero padding under bipolar codes: what a sum starts from may pass 32 bits, the sum does not.
+void test_long_sums() {
+    ConvSpec spec;
+    spec.in_channels = 11008;
+    spec.out_channels = 1;
+    spec.kernel_h = 3;
+    spec.pad_h = 1;
+    spec.in = spec.weight = {Kind::bipolar, 8};
+    for (const Path path : {Path::bits, Path::int8}) {
+        spec.path = path;
+        const std::vector<std::uint64_t> ones(static_cast<std::size_t>(spec.packed_words()),
+                                              ~std::uint64_t{0});
+        Step keep;
+        keep.op = StepOp::store_sums;
+        keep.slot = 0;
+        const Conv conv(spec, ones.data(), nullptr, Program(1, {keep}));
+        View in;
+        in.channels = spec.in_channels;
+        in.height = in.width = in.border = 1;
+        in.planes = 8;
+        std::vector<std::uint64_t> bits(static_cast<std::size_t>(9 * in.pixel_words()) + kSlack, 0);
+        std::vector<std::uint8_t> bytes(static_cast<std::size_t>(9 * in.byte_stride()) + kSlack, 0);
+        in.bits = bits.data() + 4 * in.pixel_words();
+        in.bytes = bytes.data() + 4 * in.byte_stride();
+        std::fill_n(in.bits, in.pixel_words(), ~std::uint64_t{0});
+        std::fill_n(in.bytes, in.byte_stride(), std::uint8_t{255});
+        std::int32_t sum = 0;
+        View out;
+        out.channels = out.height = out.width = 1;
+        out.f32 = reinterpret_cast<float*>(&sum);
+        conv.run_task(0, 1, in, &out);
+        CHECK(sum == 255 * 255 * spec.in_channels);
+    }
+}
+
 // What the measured cost of a word (0.5 to 64 quads of int8) cannot change.
 void test_path() {
     ConvSpec conv;
@@ -577,6 +679,8 @@ int main() {
     test_border();
     test_float_ops();
     test_plan();
+    test_budget();
+    test_long_sums();
     test_path();
     test_model();
     std::puts("native tests passed");

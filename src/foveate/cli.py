@@ -464,9 +464,10 @@ def bench_engine(
     out: Path | None = None,
     plot: Path | None = None,
 ) -> None:
-    """Time the packed-bit engine beside torch, ONNX Runtime and OpenVINO (those installed).
+    """Time the packed-bit engine beside torch, ONNX Runtime, OpenVINO and LiteRT, where installed.
 
-    3x3 convolutions of 64 to 512 channels and a whole ResNet-18, all in one run, in turns.
+    3x3 convolutions of 64 to 512 channels and a whole ResNet-18, all in one run, in turns; and
+    switching bit widths.
 
     Parameters
     ----------
@@ -481,6 +482,8 @@ def bench_engine(
     plot
         Draw the figures into this HTML file.
     """
+    from dataclasses import asdict
+
     from foveate.apps.bench_engine import time_engine
     from foveate.errors import FoveateError
     from foveate.report import engine_bench, terminal
@@ -490,7 +493,7 @@ def bench_engine(
     except ValueError:
         raise FoveateError(f"--threads is {threads!r}; expected numbers such as 1,2") from None
     with terminal.recipe("bench engine") as progress:
-        rows = time_engine(rounds, numbers, out, isa, progress)
+        rows = [asdict(row) for row in time_engine(rounds, numbers, out, isa, progress)]
     terminal.print_engine(rows)
     if plot is not None:
         engine_bench.write_plot(rows, plot)

@@ -151,6 +151,7 @@ def changed(**changes: object) -> dict:
         (changed(images__file_name="..\\secret.jpg"), "leaves the folder of pictures"),
         (changed(images__file_name=".."), "leaves the folder of pictures"),
         (changed(images__file_name=5), "where a short text was expected"),
+        (changed(images__file_name="\ud800.jpg"), r"'\\ud800.jpg' where a short text"),
         (changed(images__width=1 << 20), "a side beyond 1 to 8192"),
         (changed(images__height=0), "a side beyond 1 to 8192"),
         (changed(images__id=True), "where a whole number was expected"),
@@ -160,6 +161,7 @@ def changed(**changes: object) -> dict:
         (changed(annotations__bbox=[1, 2, 3, "4"]), "'4' is no number"),
         (changed(annotations__bbox=[1, 2, 3, math.nan]), "nan is no number of pixels"),
         (changed(annotations__bbox=[1, 2, 3, 1e300]), "no number of pixels"),
+        (changed(annotations__bbox=[1, 2, 3, 10**400]), r"\(10{39} is no number of pixels"),
         (changed(annotations__bbox=[1, 2, -3, 4]), "object 501 has the box"),
     ],
 )

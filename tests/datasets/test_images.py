@@ -161,8 +161,9 @@ def test_cifar10_batches_that_are_asked_for(tmp_path: Path):
     assert CIFAR10(tmp_path).batches == [1, 2, 3, 4]
     with pytest.raises(FoveateError, match=r"no data_batch_5\.bin or cifar10_data_batch_5\.npz"):
         CIFAR10(tmp_path, batches=(5, 1))
-    with pytest.raises(FoveateError, match="batches 1 to 5, asked for"):
-        CIFAR10(tmp_path, batches=(6,))
+    for strange in ((6,), (1, 1)):  # twice the same would put one picture on both sides of a split
+        with pytest.raises(FoveateError, match="batches 1 to 5, each once, asked for"):
+            CIFAR10(tmp_path, batches=strange)
     with pytest.raises(FoveateError, match=r"no test_batch\.bin"):
         CIFAR10(tmp_path, "test")
     with pytest.raises(FoveateError, match="no split 'val'; choose one of train, test"):
@@ -205,6 +206,7 @@ def test_cifar_larger_than_any_is_not_read(tmp_path: Path, monkeypatch):
         (np.zeros((2, 3, 32, 32), np.float32), np.zeros(2, np.uint8)),
         (np.zeros((2, 3, 32, 32), np.uint8), np.zeros((2, 1), np.uint8)),
         (np.zeros((2, 3, 32, 32), np.uint8), np.zeros(2, np.int64)),
+        (np.zeros((0, 3, 32, 32), np.uint8), np.zeros(0, np.uint8)),
     ],
 )
 def test_cifar10_npz_of_other_shapes(tmp_path: Path, x, y):
@@ -292,6 +294,13 @@ def test_hostile_idx_headers(tmp_path: Path, data, sentence, end):
     assert "\n" not in str(caught.value)
 
 
+def test_idx_pictures_without_pixels(tmp_path: Path):
+    (tmp_path / "t10k-images-idx3-ubyte").write_bytes(struct.pack(">4B3I", 0, 0, 8, 3, 1, 0, 9))
+    (tmp_path / "t10k-labels-idx1-ubyte").write_bytes(struct.pack(">4BIB", 0, 0, 8, 1, 1, 0))
+    with pytest.raises(FoveateError, match="has 1 pictures of 0x9"):
+        MNIST(tmp_path, "test")
+
+
 def test_idx_that_is_cut_short(tmp_path: Path):
     mini.write_mnist(tmp_path, [1], [1], "")
     path = tmp_path / "train-images-idx3-ubyte"
@@ -325,7 +334,7 @@ def test_pictures_and_labels_that_disagree(tmp_path: Path):
     mini.write_mnist(tmp_path, [1, 2], [1])
     label = tmp_path / "train-labels-idx1-ubyte.gz"
     mini.write_idx(label, mini.idx_bytes(np.array([1])))
-    with pytest.raises(FoveateError, match=r"has 2 pictures and .* 1 labels"):
+    with pytest.raises(FoveateError, match=r"has 2 pictures of 28x28 and .* 1 labels"):
         MNIST(tmp_path)
     mini.write_idx(label, mini.idx_bytes(np.array([1, 10])))
     with pytest.raises(FoveateError, match=r"sample 1 of .* has the label 10"):

@@ -137,6 +137,18 @@ def test_archive_of_very_many_members(tmp_path: Path):
         read_npz(tmp_path / "a.npz", ("x",), 1000)
 
 
+@pytest.mark.parametrize("order", "<>")
+def test_texts_of_what_is_no_letter(tmp_path: Path, order):
+    for letter, fits in ((0x10FFFF, True), (0x110000, False)):
+        text = np.array([0x41, letter], f"{order}u4").view(f"{order}U1")
+        np.savez(tmp_path / "a.npz", x=text)
+        if fits:
+            assert read_npz(tmp_path / "a.npz", ("x",), 1000)["x"].tolist() == ["A", chr(letter)]
+        else:
+            with pytest.raises(FoveateError, match="no letters"):
+                read_npz(tmp_path / "a.npz", ("x",), 1000)
+
+
 @settings(deadline=None, max_examples=60)
 @given(at=st.integers(0, 400), flip=st.integers(1, 255), packed=st.booleans())
 def test_any_flipped_byte_is_an_error_or_unseen(at, flip, packed):

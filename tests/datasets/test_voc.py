@@ -69,7 +69,9 @@ def test_years_and_places(tmp_path: Path, below):
             VOCDetection(tmp_path / below, "test")
 
 
-@pytest.mark.parametrize(("split", "year"), [("all", "2012"), ("train", "2013"), ("train", "../")])
+@pytest.mark.parametrize(
+    ("split", "year"), [("all", "2012"), ("train", "2013"), ("train", "../"), ("train", 2013)]
+)
 def test_unknown_split_or_year(tmp_path: Path, split, year):
     with pytest.raises(FoveateError, match="VOC has the splits train, val, trainval, test"):
         VOCDetection(tmp_path, split, year)

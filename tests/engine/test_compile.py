@@ -329,6 +329,68 @@ def test_operations_in_place():
     agree(InPlace().eval(), images(2, 3, 4, 4))
 
 
+class Written(nn.Module):
+    """Calls `work` on a tensor that no one else has, and the input."""
+
+    def __init__(self, work: Callable[[Tensor, Tensor], object]) -> None:
+        super().__init__()
+        self.work = work
+
+    def forward(self, x: Tensor) -> object:
+        return self.work(x * 2, x)
+
+
+def first_half(y: Tensor, x: Tensor) -> list[Tensor]:
+    first, second = y.chunk(2, 1)
+    changed = F.relu(first, True)
+    return [first + second, changed + x[:, 2:]]
+
+
+@pytest.mark.parametrize(
+    "work",
+    [
+        lambda y, x: y.relu_().add_(1) + y,  # three names of one memory
+        lambda y, x: F.relu(F.dropout(y, training=False).contiguous(), True) + y,
+        lambda y, x: F.relu(x, True) + x,  # the input itself
+        first_half,
+        lambda y, x: [y, y.mean((2, 3)).relu_()],  # a copy
+    ],
+)
+def test_every_name_of_a_changed_tensor_sees_the_change(work):
+    x = images(2, 4, 3, 3)
+    before = x.clone()
+    packed = compile(Written(work).eval(), x)
+    assert torch.equal(x, before)  # the example is the caller's
+    wanted = work(x * 2, x.clone())
+    found = packed.run(x)
+    for a, b in zip(
+        found if isinstance(found, list) else [found],
+        wanted if isinstance(wanted, list) else [wanted],
+        strict=True,
+    ):
+        torch.testing.assert_close(a, b)
+
+
+def iadd(y: Tensor, x: Tensor) -> Tensor:
+    z = y
+    z += 1  # torch.fx writes down a sum, which leaves y as it was
+    return y + z
+
+
+@pytest.mark.parametrize(
+    ("work", "words"),
+    [
+        (lambda y, x: [y.flatten(1).relu_(), y][1] + 1, "changed in place"),
+        (lambda y, x: [y[:, :2].relu_(), y][1] + 1, "changed in place"),
+        (iadd, r"y = y \+ x"),
+        (lambda y, x: F.dropout(y), "training=self.training"),
+    ],
+)
+def test_changes_that_cannot_be_followed_are_refused(work, words):
+    with pytest.raises(FoveateError, match=words):
+        compile(Written(work).eval(), images(2, 4, 3, 3))
+
+
 # --- quantised layers ----------------------------------------------------------------------
 
 

@@ -145,7 +145,9 @@ def cases(draw):
     dilation = draw(st.tuples(st.integers(1, 3), st.integers(1, 3)))
     kernel = draw(st.tuples(st.sampled_from([1, 2, 3, 5]), st.sampled_from([1, 3])))
     padding = draw(st.tuples(st.integers(0, 3), st.integers(0, 3)))
-    least = [max(1, d * (k - 1) + 1 - 2 * p) for d, k, p in zip(dilation, kernel, padding)]
+    least = [
+        max(1, d * (k - 1) + 1 - 2 * p) for d, k, p in zip(dilation, kernel, padding, strict=True)
+    ]
     return {
         "size": tuple(draw(st.integers(low, low + 12)) for low in least),
         "channels": groups * draw(st.integers(1, 140)),
@@ -220,6 +222,8 @@ def test_bad_calls_are_refused():
         ({"groups": 3}, "do not fit"),
         ({"dilation": (4, 4)}, "larger than its padded input"),
         ({"padding": (-1, 0)}, "do not fit"),
+        ({"pad": "Zero"}, "is not zero, low or high"),
+        ({"path": "auto"}, "is not bits or int8"),
     ):
         with pytest.raises(ValueError, match=why):
             native.conv2d(x, "bipolar", 1, w, "bipolar", 1, **bad)

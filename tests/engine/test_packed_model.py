@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import importlib
+import sys
 import threading
 from pathlib import Path
 
@@ -265,9 +266,39 @@ def test_wrong_inputs_are_named(packed):
         packed.profile(X, repeats=0)
 
 
+def test_sorts_of_numbers(packed):
+    half = X.to(torch.bfloat16)  # numpy has no such type
+    assert torch.equal(packed.run(half), packed.run(half.float()))
+    assert torch.equal(packed.run(X, threads=np.int64(2)), packed.run(X))
+    for executor in EXECUTORS:
+        assert packed.run(X[:0], executor=executor).shape == (0, 5)
+        turned = X.flip(2).numpy()[:, :, ::-1]
+        assert np.array_equal(packed.run(turned, executor=executor), packed.run(X, 1, executor))
+
+
+@pytest.mark.parametrize("choice", [3, None, [2.5], ["2"], [None], [2, 2], b"2", "2"])
+def test_bits_that_no_mode_has(packed, choice):
+    before = packed.mode
+    with pytest.raises(FoveateError, match="no mode"):
+        packed.set_bits(choice)
+    assert packed.mode == before
+
+
+@pytest.mark.parametrize("count", [0, -1, 1.0, "2", None])
+def test_counts_that_are_none(packed, count):
+    with pytest.raises(FoveateError, match="threads is a whole number"):
+        packed.run(X, threads=count)
+    with pytest.raises(FoveateError, match="threads is a whole number"):
+        packed.profile(X, threads=count)
+    with pytest.raises(FoveateError, match="repeats is a whole number"):
+        packed.profile(X, repeats=count)
+
+
 def test_without_the_native_engine(monkeypatch: pytest.MonkeyPatch):
     monkeypatch.delattr("foveate._native.Model", raising=False)
     packed = compile(Net(1), X[:1])
+    assert close(packed.run(X), Net(1)(X))
+    monkeypatch.setitem(sys.modules, "foveate._native", None)  # not built at all
     assert close(packed.run(X), Net(1)(X))
     with pytest.raises(FoveateError, match="executor='reference'"):
         packed.run(X, executor="native")

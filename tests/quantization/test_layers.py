@@ -469,6 +469,12 @@ def test_stages_that_cannot_be_are_refused_and_change_nothing():
     with pytest.raises(FoveateError, match=r"1.act.*UniformUnipolar.*soft"):
         set_stage(net, weights=False, activations="soft")
     assert net[0].bits == (1, 1)
+    with pytest.raises(FoveateError, match="True, False or 'soft', got 'hard'"):
+        set_stage(net, weights=False, activations="hard")
+    packed = pack_weights(net)
+    with pytest.raises(FoveateError, match="no real weights"):
+        set_stage(packed, weights=False, activations=False)
+    assert net[0].bits == packed[0].bits == (1, 1)
     with pytest.raises(FoveateError, match="no quantised layer"):
         set_stage(nn.Linear(2, 2), weights=True, activations=True)
     set_stage(net, weights=False, activations=True)
@@ -559,6 +565,15 @@ def test_packed_weights_give_identical_outputs(case):
     assert torch.equal(packed[1].folded().alpha, layer.folded().alpha)
     with pytest.raises(FoveateError, match="no real weights"):
         set_stage(packed, weights=False, activations=True)
+
+
+def test_a_packed_layer_left_in_train_mode_still_computes_with_its_weights():
+    layer = QuantConv2d(4, 4, 3, act=SignSTE(), weight_quantizer=TwosWeight(3, 4))
+    x = torch.randn(2, 4, 5, 5)
+    with torch.no_grad():
+        expected = F.conv2d(torch.where(x >= 0, 1.0, -1.0), layer.weight_quantizer(layer.weight))
+        expected = expected + layer.bias[:, None, None]
+        assert torch.allclose(pack_weights(layer).train()(x), expected, atol=1e-5)
 
 
 def test_packing_leaves_real_layers_and_the_model_alone():
@@ -653,6 +668,7 @@ def test_a_net_can_be_copied_saved_and_trained(tmp_path):
         ),
         (lambda: QuantConv2d(3, 3, 1, gate=ChannelGate(3, 4)), "3 -> 4"),
         (lambda: ChannelGate(0, 3), "positive"),
+        (lambda: ChannelGate(8, 8, r=0), "at least 1, got 0"),
         (lambda: SpatialScale(0, 3), "positive"),
         (lambda: SpatialScale(2, 3)(torch.ones(1, 1, 3, 2)), "2 x 3"),
         (lambda: BinarizeConfig(scale="big"), "big"),

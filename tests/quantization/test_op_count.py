@@ -16,6 +16,7 @@ from foveate.quantization.layers import (
     BinaryLinear,
     ChannelGate,
     QuantConv2d,
+    QuantLinear,
     pack_weights,
     set_stage,
 )
@@ -187,8 +188,30 @@ def test_a_shared_layer_is_stored_once_and_run_twice():
 
 def test_the_hooks_go_whatever_happens():
     net = nn.Sequential(nn.Conv2d(3, 3, 1), nn.Linear(5, 5))
-    with pytest.raises(RuntimeError):
+    with pytest.raises(FoveateError, match=r"\(1, 3, 2, 2\) \(mat1 .*without the batch"):
         count_ops(net, (3, 2, 2))
     assert not any(m._forward_hooks or m._forward_pre_hooks for m in net.modules())
     with pytest.raises(FoveateError, match="one sample"):
         count_ops(net, torch.empty(0, 3, 2, 2))
+
+
+@pytest.mark.parametrize("shape", [(1, 3, 8, 8), (4, 8, 8), (3.0, 8, 8), (-3, 8, 8), (), "abc", 3])
+def test_a_shape_that_is_none_is_one_sentence(shape):
+    with pytest.raises(FoveateError, match=r"^[^\n]*without the batch, such as \(3, 224, 224\)"):
+        count_ops(nn.Sequential(nn.Conv2d(3, 3, 1)), shape)
+
+
+def test_a_weight_shared_with_an_embedding_is_stored_real_too():
+    class Tied(nn.Module):
+        def __init__(self) -> None:
+            super().__init__()
+            self.words = nn.Embedding(10, 8)
+            self.out = QuantLinear(8, 10, bias=False, weight_quantizer=SignWeight())
+            self.out.act = SignSTE()
+            self.out.weight = self.words.weight
+
+        def forward(self, i):
+            return self.out(self.words(i))
+
+    cost = count_ops(Tied(), torch.zeros(2, dtype=torch.long))
+    assert (cost.real_params, cost.coded_params) == (80, 80)

@@ -169,6 +169,7 @@ def test_one_bit_takes_htanh():
     assert act.range == "htanh"
     assert act(torch.tensor([-0.5, 0.5])).tolist() == [-1, 1]
     assert UniformBipolar(4, "hrelu").with_bits(1).range == "htanh"
+    assert UniformBipolar(4, "hrelu").with_bits(1).with_bits(4).range == "hrelu"
 
 
 @pytest.mark.parametrize("bits", BITS)

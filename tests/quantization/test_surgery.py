@@ -469,3 +469,99 @@ def test_functional_relu_with_inplace_keyword_is_seen():
     model = Small()
     quantize(model, 4, 4)
     assert isinstance(model.b.act, UniformUnipolar)
+
+
+class OneReLU(nn.Module):
+    """``relu`` behind ``bn``; ``forward`` is given."""
+
+    def __init__(self, forward, inplace: bool = False) -> None:
+        super().__init__()
+        torch.manual_seed(0)
+        self.a, self.b, self.c = (nn.Conv2d(3, 3, 3, padding=1) for _ in range(3))
+        self.bn, self.relu = nn.BatchNorm2d(3), nn.ReLU(inplace)
+        self.how = forward
+
+    def forward(self, x):
+        return self.how(self, self.bn(self.a(x)))
+
+
+def beside_a_skip(net, x):
+    return net.c(net.b(net.relu(x)) + x)
+
+
+def twice_through_one_layer(net, x):
+    return net.c(net.b(net.b(net.relu(x))))
+
+
+@pytest.mark.parametrize("bits", [1, 4])
+@pytest.mark.parametrize("inplace", [False, True])
+@pytest.mark.parametrize("forward", [beside_a_skip, twice_through_one_layer])
+def test_switched_off_it_is_the_real_network_again(forward, inplace, bits):
+    model = OneReLU(forward, inplace).eval()
+    with torch.no_grad():
+        expected = model(X)
+        quantize(model, bits, bits, keep=("first",))
+        set_stage(model, weights=False, activations=False)
+        assert torch.allclose(model(X), expected, atol=1e-5)
+
+
+@pytest.mark.parametrize(
+    "negative",
+    [
+        lambda x: torch.add(x, x.mean((2, 3), keepdim=True), alpha=-1),
+        lambda x: torch.mul(x, other=-1),
+        lambda x: F.interpolate(x, scale_factor=2, mode="bicubic"),
+        nn.Upsample(scale_factor=2, mode="bicubic"),
+    ],
+)
+def test_what_may_be_negative_behind_a_relu_is_signed(negative):
+    class Model(OneReLU):
+        def forward(self, x):
+            return self.c(self.b(self.negative(self.relu(self.a(x)))))
+
+    model = Model(None)
+    model.negative = negative
+    quantize(model, 4, 4)
+    assert isinstance(model.b.act, UniformBipolar)
+
+
+def test_reading_a_network_leaves_nothing_in_it():
+    def forward(net, x):
+        net.seen = x
+        net.count += 1
+        return net.c(net.b(net.relu(x) * torch.tensor(2.0)))
+
+    model = OneReLU(forward)
+    model.count = 0
+    before = set(model.__dict__)
+    quantize(model)
+    assert set(model.__dict__) == before
+    assert model.count == 0
+
+
+@pytest.mark.parametrize(
+    ("settings", "words"),
+    [
+        ({"weights": True}, "weights is 1 to 8 bits.*got True"),
+        ({"weights": 4.0}, "weights is 1 to 8 bits.*got 4.0"),
+        ({"activations": "4"}, "activations is 1 to 8 bits.*got '4'"),
+        ({"keep": "first"}, r"give \('first',\)"),
+        ({"by_name": {"conv": 8}}, r"pair \(weights, activations\).*got 8"),
+        ({"by_name": {"conv": (8, True)}}, "activations is 1 to 8 bits"),
+        ({"example": torch.zeros(1, 7, 4, 4)}, "does not run on the example"),
+    ],
+)
+def test_settings_of_the_wrong_kind(settings, words):
+    model = net()
+    with pytest.raises(FoveateError, match=words):
+        quantize(model, **settings)
+    assert not list(quant_layers(model))
+
+
+@pytest.mark.parametrize("batches", [X, {"x": X}, [{"x": X}], [()]])
+def test_calibrate_says_what_a_batch_is(batches):
+    model = net()
+    quantize(model)
+    with pytest.raises(FoveateError, match="batch"):
+        calibrate(model, batches)
+    assert all(layer.bits == (4, 4) for _, layer in quant_layers(model))

@@ -480,8 +480,15 @@ class _Run:
         summary = _read_json(self.folder / "summary.json")
         if summary.get("fingerprint") != self.mark():
             return None
-        wanted = [self.folder / "report.html", *(self.path(w, "fvt") for w in self.widths)]
-        return summary if all(path.is_file() for path in wanted) else None
+        there = (self.folder / "report.html").is_file() and all(map(self.whole, self.widths))
+        return summary if there else None
+
+    def whole(self, width: Width) -> bool:
+        """Whether the files of a width are there, made from the same, and as they were written."""
+        card, file = _read_json(self.path(width, "json")), self.path(width, "fvt")
+        there = file.is_file() and self.path(width, "safetensors").is_file()
+        made = there and card.get("key") == self.keys[width]
+        return made and sha256_of(file) == card.get("sha256")
 
     def check_folder(self) -> None:
         """Refuse to overwrite what this command did not write."""
@@ -533,7 +540,9 @@ class _Run:
             self.tell("taking turns")
             times = self.times(packed, peers)
             rows = self.rows(accuracy, packed_float, cards, packed, peers, times)
-        summary = self.summary(rows, cards, packed)
+        summary: dict[str, Any] = json.loads(
+            json.dumps(self.summary(rows, cards, packed), allow_nan=False)
+        )
         _write_json(self.folder / "summary.json", {**summary, "fingerprint": None})
         self.page(summary)
         _write_json(self.folder / "summary.json", summary)
@@ -565,6 +574,11 @@ class _Run:
             raise FoveateError(
                 f"{self.named.name} gives {said} for two pictures; expected (2, classes)"
             )
+        if not bool(torch.isfinite(answer).all()):
+            raise FoveateError(
+                f"{self.named.name} gives numbers that are not finite: its weights are damaged, or "
+                "mean and std do not fit"
+            )
         outputs = answer.shape[1]
         if outputs < count or (self.pictures.named and outputs != count):
             raise FoveateError(
@@ -577,13 +591,9 @@ class _Run:
 
     def kept(self, width: Width) -> tuple[dict[str, Any], PackedModel] | None:
         """A width that was finished before, unless something about it has changed."""
-        card, file = _read_json(self.path(width, "json")), self.path(width, "fvt")
-        weights = self.path(width, "safetensors")
-        if card.get("key") != self.keys[width] or not (file.is_file() and weights.is_file()):
+        if not self.whole(width):
             return None
-        if sha256_of(file) != card.get("sha256"):
-            return None
-        return card, PackedModel.load(file)
+        return _read_json(self.path(width, "json")), PackedModel.load(self.path(width, "fvt"))
 
     def make(self, width: Width, before: Path | None) -> tuple[dict[str, Any], PackedModel]:
         """Train, compile, check and write one width."""

@@ -264,7 +264,7 @@ def _whole(entry: dict[str, Any], key: str) -> int:
 
 def _text(entry: dict[str, Any], key: str) -> str:
     value = entry.get(key)
-    if not isinstance(value, str) or not 1 <= len(value) <= 200:
+    if not isinstance(value, str) or not 1 <= len(value) <= 200 or not value.isprintable():
         raise ValueError(f"{key!r} is {str(value)[:40]!r} where a short text was expected")
     return value
 
@@ -277,5 +277,5 @@ def _numbers(value: object, count: int) -> list[float]:
         if isinstance(number, bool) or not isinstance(number, (int, float)):
             raise ValueError(f"{str(number)[:40]!r} is no number")
         if not abs(number) < 1 << 30:  # catches NaN too
-            raise ValueError(f"{number} is no number of pixels")
+            raise ValueError(f"{str(number)[:40]} is no number of pixels")
     return [float(number) for number in value]

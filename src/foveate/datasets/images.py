@@ -282,8 +282,10 @@ class CIFAR10(LabelledImages):
     ) -> None:
         folder = self._folder(root, split)
         wanted = tuple(range(1, 6)) if batches is None else tuple(batches)
-        if not wanted or not set(wanted) <= set(range(1, 6)):
-            raise FoveateError(f"CIFAR-10 has the training batches 1 to 5, asked for {wanted}")
+        if not wanted or not set(wanted) <= set(range(1, 6)) or len(set(wanted)) < len(wanted):
+            raise FoveateError(
+                f"CIFAR-10 has the training batches 1 to 5, each once, asked for {wanted}"
+            )
         names = ["test_batch"] if split == "test" else [f"data_batch_{n}" for n in wanted]
         parts, self.batches = [], []
         for name in names:
@@ -318,6 +320,7 @@ class CIFAR10(LabelledImages):
         if (
             x.dtype != np.uint8
             or y.dtype != np.uint8
+            or y.size == 0
             or x.shape != (y.size, *_CIFAR_SHAPE)
             or y.shape != (y.size,)
         ):
@@ -483,10 +486,10 @@ class MNIST(LabelledImages):
             found = [folder / f"{name}{end}" for end in ("", ".gz")]
             paths.append(next((path for path in found if path.is_file()), found[-1]))
         images, labels = _idx(paths[0], 3), _idx(paths[1], 1)
-        if len(images) != len(labels) or len(images) == 0:
+        if len(images) != len(labels) or images.size == 0:
             raise FoveateError(
-                f"{paths[0]} has {len(images)} pictures and {paths[1]} {len(labels)} labels; "
-                "copy both again"
+                f"{paths[0]} has {len(images)} pictures of {images.shape[1]}x{images.shape[2]} and "
+                f"{paths[1]} {len(labels)} labels; copy both again"
             )
         super().__init__(images[:, None], _check_labels(labels, 10, paths[1]), self.card.classes)
 

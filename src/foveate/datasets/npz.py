@@ -14,6 +14,7 @@ from __future__ import annotations
 import lzma
 import math
 import re
+import sys
 import zipfile
 import zlib
 from pathlib import Path
@@ -83,6 +84,10 @@ def _array(archive: zipfile.ZipFile, name: str, max_bytes: int) -> npt.NDArray[A
         data = file.read(size + 1)  # one more: reaching the end checks the CRC
     if len(data) != size:
         raise ValueError(f"{name!r} ends after {len(data)} of {size} bytes")
+    if dtype.kind == "U" and size:
+        letters = np.frombuffer(data, np.dtype(np.uint32).newbyteorder(dtype.byteorder))
+        if int(letters.max()) > sys.maxunicode:  # Python itself stumbles over these
+            raise ValueError(f"{name!r} holds numbers that are no letters")
     # A bytearray owns memory that may be written to, which torch wants.
     array = np.frombuffer(bytearray(data), dtype)
     return array.reshape(shape, order="F" if fortran else "C")

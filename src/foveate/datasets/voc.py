@@ -71,7 +71,7 @@ class _VOC:
     card: ClassVar[DataCard] = _CARD
 
     def __init__(self, root: Path | str, split: str, year: str, lists: str) -> None:
-        if split not in self.card.splits or not re.fullmatch(r"20(0[7-9]|1[0-2])", year):
+        if split not in self.card.splits or not re.fullmatch(r"20(0[7-9]|1[0-2])", str(year)):
             raise FoveateError(
                 f"VOC has the splits {', '.join(self.card.splits)} and the years 2007 to 2012, "
                 f"asked for {split!r} of {year!r}"

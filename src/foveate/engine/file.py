@@ -7,7 +7,7 @@ r"""The model file ``.fvt``: every mode of a packed model in one container.
                 u32 CRC-32 of the 56 bytes before it, u32 0
     blob table  64 bytes a blob: u64 offset, u64 size, u32 type, u32 dimensions, u32 shape[6],
                 u32 CRC-32, zeros; entry 0 is the JSON itself
-    blobs       each begins at a multiple of 64 bytes, so that a file can be mapped and used
+    blobs       each begins at a multiple of 64 bytes, so that arrays are aligned
 
     JSON        {"version": 1, "modes": [{"name": ..., "graph": ...}, ...], "meta": {...}}
 

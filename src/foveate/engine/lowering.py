@@ -14,8 +14,8 @@ with it. The shape of every result is compared with the one that torch gave.
 from __future__ import annotations
 
 import math
-import operator
 from collections.abc import Callable
+from dataclasses import replace
 from typing import cast
 
 import numpy as np
@@ -52,10 +52,22 @@ SHAPE_ATTRIBUTES = frozenset(["shape", "ndim", "device", "dtype", "is_cuda"])
 
 
 class Lowering:
-    """Walks over the recorded calls; `entries` maps each to the value its result is."""
+    """Walks over the recorded calls; `entries` maps each to the value its result is.
 
-    def __init__(self, module: torch.fx.GraphModule, results: dict[torch.fx.Node, object]) -> None:
+    `results`, `memory` and `changed` are those of a forward pass:
+    :class:`foveate.engine.trace._Run`.
+    """
+
+    def __init__(
+        self,
+        module: torch.fx.GraphModule,
+        results: dict[torch.fx.Node, object],
+        memory: dict[torch.fx.Node, tuple[object, ...]],
+        changed: dict[torch.fx.Node, list[torch.fx.Node]],
+    ) -> None:
         self.module, self.results = module, results
+        self.memory, self.changed = memory, changed
+        self.stale: set[torch.fx.Node] = set()  # changed through a view of theirs
         self.operations: list[Operation] = []
         self.shapes: dict[int, Shape] = {}
         self.entries: dict[torch.fx.Node, Entry] = {}
@@ -143,6 +155,11 @@ class Lowering:
     def resolved(self, said: object) -> object:
         """An argument: a `Ref`, or the concrete thing it was in the forward pass."""
         if isinstance(said, torch.fx.Node):
+            if said in self.stale:
+                raise self.refuse(
+                    "it reads a tensor of which a part or another view was changed in place; "
+                    "write that change without inplace, +=, or a trailing underscore"
+                )
             return self.entries.get(said, self.results[said])
         if isinstance(said, (list, tuple)):
             parts = [self.resolved(part) for part in said]
@@ -264,22 +281,29 @@ class Lowering:
             if kwargs or len(args) != 1 or not isinstance(args[0], Ref):
                 raise self.refuse(f"{type(module).__name__} is called with more than one tensor")
             entry: Entry = self.layer(module, args[0])
-            in_place = bool(getattr(module, "inplace", False))
         else:
             word = node.target if isinstance(node.target, str) else calls.FUNCTIONS.get(node.target)
             method = calls.METHODS.get(word.removesuffix("_")) if word else None
             if method is None:
                 raise self.refuse(f"the engine has no {node.target}")
             entry = method(self, calls.Call(self, node, args, kwargs))
-            in_place = (
-                isinstance(node.target, str) and node.target.endswith("_")
-            ) or node.target in (operator.iadd, operator.imul, operator.isub)
-            in_place = in_place or kwargs.get("inplace") is True
+        for source in self.changed[node]:
+            self.change(source, entry)
         self.entries[node] = entry
-        if in_place and isinstance(node.args[0], torch.fx.Node):
-            # Later readers of the changed tensor see the change.
-            self.entries[node.args[0]] = entry
         self.check(node, entry)
+
+    def change(self, source: torch.fx.Node, entry: Entry) -> None:
+        """Note that a call changed `source` in place: later readers see `entry`."""
+        before, place = self.entries.get(source), self.memory[source]
+        for node, known in list(self.entries.items()):
+            there = self.memory[node]
+            if there[: len(place)] != place[: len(there)]:
+                continue
+            same = isinstance(known, Ref) and isinstance(before, Ref) and isinstance(entry, Ref)
+            if same and cast(Ref, known).value == cast(Ref, before).value:
+                self.entries[node] = replace(cast(Ref, known), value=cast(Ref, entry).value)
+            else:
+                self.stale.add(node)
 
     def check(self, node: torch.fx.Node, entry: Entry) -> None:
         """Compare the shape that was lowered to with the one the forward pass gave."""

@@ -12,11 +12,11 @@ integers and the same codes.
 
 from __future__ import annotations
 
-import importlib
 import threading
 import time
-from collections.abc import Callable, Sequence
+from collections.abc import Callable, Iterable, Sequence
 from dataclasses import dataclass
+from numbers import Integral
 from pathlib import Path
 from typing import Literal, Protocol, TypeVar, cast
 
@@ -175,10 +175,10 @@ class PackedModel:
             [bits for bits in map(_weight_bits, mode.graph.nodes) if bits < 32]
             for mode in self._model.modes
         ]
-        wanted = [int(bits) for bits in choice]
+        wanted = list(choice) if isinstance(choice, Iterable) else choice
         if wanted not in known:
             raise FoveateError(
-                f"no mode has the weight bits {wanted}; "
+                f"no mode has the weight bits {wanted!r}; "
                 + "; ".join(
                     f"{name} has {bits}" for name, bits in zip(self.modes, known, strict=True)
                 )
@@ -213,14 +213,13 @@ class PackedModel:
         mode = self._mode
         graph = self._model.modes[mode].graph
         images = _images(x, graph)
-        if threads < 1:
-            raise FoveateError(f"threads is at least 1, got {threads}")
+        workers = _count("threads", threads)
         native = self._executor(executor)
         if native is None:
             arrays = reference_run(graph, self.blobs, images)
         else:
             with self._lock:
-                arrays = _guarded(native, mode, lambda model: model.run(images, threads))
+                arrays = _guarded(native, mode, lambda model: model.run(images, workers))
         ranks = cast("list[int]", graph.meta["output_ranks"])
         shaped = [
             array.reshape(array.shape[:rank]) for array, rank in zip(arrays, ranks, strict=True)
@@ -258,13 +257,14 @@ class PackedModel:
         mode = self._mode
         graph = self._model.modes[mode].graph
         images = _images(x, graph)[:1]
-        if threads < 1 or repeats < 1 or not len(images):
-            raise FoveateError("profile wants an image, threads >= 1 and repeats >= 1")
+        workers, times = _count("threads", threads), _count("repeats", repeats)
+        if not len(images):
+            raise FoveateError("profile wants at least one image, got none")
         native = self._executor(executor)
         if native is None:
-            return self._profile_reference(graph, images, repeats)
+            return self._profile_reference(graph, images, times)
         with self._lock:
-            rows = _guarded(native, mode, lambda model: model.profile(images, threads, repeats))
+            rows = _guarded(native, mode, lambda model: model.profile(images, workers, times))
         return [
             NodeTime(
                 str(row["name"]),
@@ -355,17 +355,17 @@ class PackedModel:
             return None
         with self._lock:
             if self._native is None:
-                module = importlib.import_module("foveate._native")
-                make = getattr(module, "Model", None)
-                if make is None:
+                try:
+                    from foveate._native import Model
+                except ImportError as error:
                     if wish == "native":
                         raise FoveateError(
                             "the native engine is not part of this build; "
                             "install foveate anew or use executor='reference'"
-                        )
+                        ) from error
                     return None
                 try:
-                    self._native = make.from_bytes(self._bytes)
+                    self._native = Model.from_bytes(self._bytes)
                 except RuntimeError as error:
                     raise FoveateError(f"the native engine refuses the model: {error}") from error
             return self._native
@@ -383,9 +383,20 @@ def _guarded(native: _Native, mode: int, call: Callable[[_Native], Result]) -> R
         raise FoveateError(f"the native engine cannot run the model: {error}") from error
 
 
+def _count(name: str, said: object) -> int:
+    """Return a whole number from 1 on, refusing anything else."""
+    if not isinstance(said, Integral) or said < 1:
+        raise FoveateError(f"{name} is a whole number, at least 1, got {said!r}")
+    return int(said)
+
+
 def _images(x: Tensor | NDArray[np.float32], graph: Graph) -> NDArray[np.float32]:
     """Input as ``(N, C, H, W)`` float32, contiguous."""
-    array = x.detach().cpu().numpy() if isinstance(x, Tensor) else x
+    if isinstance(x, Tensor):
+        x = x.detach().cpu()
+        array = (x.float() if x.is_floating_point() else x).numpy()  # numpy has no bfloat16
+    else:
+        array = x
     rank = cast(int, graph.meta["input_rank"])
     shape = graph.tensor(graph.inputs[0]).shape
     wanted = shape[: rank - 1]

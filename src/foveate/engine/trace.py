@@ -53,10 +53,10 @@ def trace(model: nn.Module, example: Tensor) -> Trace:
             f"{tuple(example.shape) if isinstance(example, Tensor) else type(example).__name__}"
         )
     model = copy.deepcopy(model).cpu().float().eval()
-    x = example.detach().cpu().float()
+    x = example.detach().to("cpu", torch.float32, copy=True)  # the model may change it
     try:
         with torch.no_grad():
-            model(x)
+            wanted = model(x.clone())
     except FoveateError:
         raise
     except Exception as error:  # whatever the model's own code raises
@@ -77,8 +77,29 @@ def trace(model: nn.Module, example: Tensor) -> Trace:
     module = torch.fx.GraphModule(tracer.root, graph)
     run = _Run(module)
     with torch.no_grad():
-        run.run(x)
-        return Lowering(module, run.results).lower()
+        found = run.run(x)
+        lowered = Lowering(module, run.results, run.memory, run.changed).lower()
+    if not _alike(wanted, found):
+        raise FoveateError(
+            f"cannot compile {type(model).__name__}: the calls that torch.fx recorded give another "
+            "result on the example than its forward does; write y = y + x where it has y += x, "
+            "and give F.dropout training=self.training"
+        )
+    return lowered
+
+
+def _alike(wanted: object, found: object) -> bool:
+    """Whether two runs gave the same; torch.fx takes `y += x` for a sum and leaves y as it was."""
+    pairs = zip(
+        torch.utils._pytree.tree_leaves(wanted),
+        torch.utils._pytree.tree_leaves(found),
+        strict=True,
+    )
+    return all(
+        torch.allclose(a, b, rtol=1e-4, atol=1e-5, equal_nan=True)
+        for a, b in pairs
+        if isinstance(a, Tensor) and isinstance(b, Tensor)
+    )
 
 
 def _first_line(error: Exception) -> str:
@@ -109,14 +130,26 @@ class _Tracer(torch.fx.Tracer):
 
 
 class _Run(torch.fx.Interpreter):
-    """Runs the recorded calls and keeps what each returned; of the model's tensors the shape."""
+    """Runs the recorded calls and keeps what each returned; of the model's tensors the shape.
+
+    Torch changes tensors in place and makes views of them, so two results may be one memory.
+    ``memory`` names that of each result: the result that it was made for, and which part of a
+    sequence it is. Two results share memory if one name is the beginning of the other.
+    ``changed`` holds the arguments that a call wrote to.
+    """
 
     def __init__(self, module: torch.fx.GraphModule) -> None:
         super().__init__(module)
         self.results: dict[torch.fx.Node, object] = {}
+        self.memory: dict[torch.fx.Node, tuple[object, ...]] = {}
+        self.changed: dict[torch.fx.Node, list[torch.fx.Node]] = {}
         self._dynamic: set[torch.fx.Node] = set()
 
     def run_node(self, n: torch.fx.Node) -> object:
+        sources = {source: self.env[source] for source in n.all_input_nodes}
+        versions = {
+            source: value._version for source, value in sources.items() if isinstance(value, Tensor)
+        }
         result = super().run_node(n)
         kept = result
         if n.op == "placeholder" or not self._dynamic.isdisjoint(n.all_input_nodes):
@@ -125,4 +158,19 @@ class _Run(torch.fx.Interpreter):
                 lambda part: part.to("meta") if isinstance(part, Tensor) else part, result
             )
         self.results[n] = kept
+        self.memory[n] = (n,)
+        for source, value in sources.items():
+            if not _storages(value).isdisjoint(_storages(result)):
+                part = () if isinstance(value, Tensor) else (n.args[1:],)
+                self.memory[n] = self.memory[source] + part
+                break
+        self.changed[n] = [
+            source for source, version in versions.items() if sources[source]._version != version
+        ]
         return result
+
+
+def _storages(value: object) -> set[int]:
+    """Identities of the memory that tensors lie in."""
+    leaves = torch.utils._pytree.tree_leaves(value)
+    return {leaf.untyped_storage()._cdata for leaf in leaves if isinstance(leaf, Tensor)}

@@ -54,6 +54,7 @@ from foveate.quantization.quantizers import (
     SignWeight,
     WeightQuantizer,
     XnorScale,
+    per_channel,
 )
 from foveate.quantization.straight_through import Estimator, straight_through
 
@@ -114,6 +115,8 @@ class ChannelGate(nn.Module):
         self, c_in: int, c_out: int, r: int = 8, min_hidden: int = 4, hidden: int | None = None
     ) -> None:
         super().__init__()
+        if r < 1:
+            raise FoveateError(f"ChannelGate divides its width by r, at least 1, got {r}")
         width = max(min_hidden, c_in // r) if hidden is None else hidden
         if min(c_in, c_out, width) < 1:
             raise FoveateError(
@@ -173,6 +176,10 @@ class StoredCodes(WeightQuantizer):
     def integers(self, w: Tensor) -> Tensor:
         """Integers of the stored codes."""
         return self.format.integers(w).float()
+
+    def forward(self, w: Tensor) -> Tensor:
+        """As every weight quantiser, but float32: the dtype of the codes holds no real numbers."""
+        return self.integers(w) * per_channel(self.step(w), w)
 
 
 @dataclass(frozen=True)
@@ -759,8 +766,11 @@ def set_stage(model: nn.Module, *, weights: bool, activations: bool | Literal["s
     Raises
     ------
     FoveateError
-        No quantiser in the model, or one that has no soft stage.
+        No quantiser in the model, one that has no soft stage, or weights that are packed and
+        cannot become real. The model is then unchanged.
     """
+    if activations not in (True, False, "soft"):
+        raise FoveateError(f"activations is True, False or 'soft', got {activations!r}")
     quantizers = {
         path: module
         for path, module in model.named_modules()
@@ -772,6 +782,8 @@ def set_stage(model: nn.Module, *, weights: bool, activations: bool | Literal["s
             "QuantLinear, or call foveate.quantization.surgery.quantize(model, ...) first"
         )
     for path, module in quantizers.items():  # all of them or none
+        if isinstance(module, StoredCodes) and not weights:
+            module.switch("real")
         if (
             activations == "soft"
             and isinstance(module, QuantAct)

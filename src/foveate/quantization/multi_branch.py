@@ -619,7 +619,8 @@ def bit_chain(
 def chain_optimizer(model: nn.Module, bits: int, lr: float | None = None) -> torch.optim.Optimizer:
     """The paper's optimiser of a width: Adam for 1 and 2 bits, SGD from 3 bits on.
 
-    `lr` is 0.1 for SGD as published and 1e-3 for Adam (our decision) unless given.
+    `lr` is 0.1 for SGD as published and 1e-3 for Adam unless given. That, the momentum 0.9 of SGD
+    and the absence of weight decay are our decision: the text does not say.
     """
     if bits <= 2:
         return torch.optim.Adam(model.parameters(), lr=1e-3 if lr is None else lr)

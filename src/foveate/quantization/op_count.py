@@ -245,10 +245,16 @@ def count_ops(model: nn.Module, input_shape: tuple[int, ...] | Tensor) -> OpCoun
     Raises
     ------
     FoveateError
-        An empty example.
+        An empty example, sizes that are not positive, or an input that the model does not take.
     """
     example = input_shape
     if not isinstance(example, Tensor):
+        sizes = example if isinstance(example, (tuple, list)) else ()
+        if not sizes or not all(isinstance(size, int) and size > 0 for size in sizes):
+            raise FoveateError(
+                "count_ops expects the shape of one input without the batch, such as (3, 224, "
+                f"224), or an example batch, got {example!r}"
+            )
         first = next((p for p in model.parameters() if p.is_floating_point()), torch.empty(0))
         example = torch.zeros(1, *example, device=first.device, dtype=first.dtype)
     batch = example.shape[0] if example.ndim else 0
@@ -290,6 +296,13 @@ def count_ops(model: nn.Module, input_shape: tuple[int, ...] | Tensor) -> OpCoun
         torch.backends.mha.set_fastpath_enabled(False)  # one opaque operation, not countable
         with torch.no_grad(), operations:
             model(example)
+    except Exception as error:  # whatever a user's forward raises
+        what = "an example" if isinstance(input_shape, Tensor) else "one input, batch in front,"
+        raise FoveateError(
+            f"{type(model).__name__} does not run on {what} of {tuple(example.shape)} "
+            f"({str(error).strip().partition(chr(10))[0]}): give the shape of one input without "
+            "the batch, such as (3, 224, 224), or an example batch"
+        ) from error
     finally:
         torch.backends.mha.set_fastpath_enabled(fused_attention)
         for handle in handles:
@@ -352,7 +365,14 @@ def _parameters(model: nn.Module) -> tuple[int, int, int]:
         for _, layer in quant_layers(model)
         if layer.coded_weight is not None
     }
-    reals = sum(p.numel() for p in model.parameters() if id(p) not in quantizers)
+    # A weight that another module reads as well (a tied embedding) stays real there.
+    owned = {
+        id(parameter): parameter.numel()
+        for module in model.modules()
+        for name, parameter in module.named_parameters(recurse=False)
+        if not (name == "weight" and isinstance(module, QuantLayer) and module.coded_weight)
+    }
+    reals = sum(owned.values())
     coded = bits = 0
     for weight, quantizer in quantizers.values():
         coded += weight.numel()

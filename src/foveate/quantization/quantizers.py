@@ -296,6 +296,7 @@ class UniformBipolar(QuantAct):
         kind: Literal["bipolar", "unipolar"] = "unipolar" if range == "relu_rescaled" else "bipolar"
         super().__init__(CodeFormat(kind, bits))
         self.range: BipolarRange = "htanh" if bits == 1 and range == "hrelu" else range
+        self._asked_range = range
         self.learned = range == "learned"
         # 2.5 deviations of a normalised input; calibrate() does better.
         self.limit = nn.Parameter(torch.tensor(2.5)) if self.learned else None
@@ -308,7 +309,7 @@ class UniformBipolar(QuantAct):
 
     def with_bits(self, bits: int) -> UniformBipolar:
         """The same range at another number of bits (a new module; a learned limit is copied)."""
-        other = UniformBipolar(bits, self.range)
+        other = UniformBipolar(bits, self._asked_range)
         if self.limit is not None and other.limit is not None:
             other.limit = nn.Parameter(self.limit.detach().clone())
         other.stage = self.stage

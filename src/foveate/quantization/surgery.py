@@ -164,10 +164,16 @@ class _Tracer(fx.Tracer):
 
 
 def _trace(model: nn.Module) -> fx.Graph | None:
+    """Graph of a forward, or None; what the forward (or fx) leaves on the modules is undone."""
+    before = {module: dict(module.__dict__) for module in model.modules()}
     try:
         return _Tracer().trace(model)
     except Exception:  # whatever a user's forward raises on a proxy: it cannot be traced
         return None
+    finally:
+        for module, attributes in before.items():
+            module.__dict__.clear()
+            module.__dict__.update(attributes)
 
 
 _RECTIFIERS = (nn.ReLU, nn.ReLU6, nn.Sigmoid, nn.Hardsigmoid, nn.Softmax, nn.Softplus)
@@ -220,6 +226,8 @@ class _Reader:
     def _never_negative(self, node: fx.Node) -> bool:
         module = self.module(node)
         inputs = node.all_input_nodes
+        if "bicubic" in (getattr(module, "mode", ""), *node.args, *node.kwargs.values()):
+            return False  # its weights are partly negative
         if module is not None:
             if isinstance(module, _RECTIFIERS):
                 return True
@@ -234,7 +242,8 @@ class _Reader:
             if node.target in _RECTIFYING_FUNCTIONS:
                 return True
             keeps = node.target in (_SIGN_FUNCTIONS | _SUMS | {torch.cat})
-            constants = [a for a in node.args if isinstance(a, (int, float))]
+            given = (*node.args, *node.kwargs.values())  # also ``alpha`` of a sum
+            constants = [value for value in given if isinstance(value, (int, float))]
             if node.target in _SUMS and any(constant < 0 for constant in constants):
                 return False
         return keeps and bool(inputs) and all(self.never_negative(other) for other in inputs)
@@ -261,9 +270,12 @@ class _Reader:
             found.append(module if isinstance(module, nn.ReLU) else None)
         return found
 
-    def only_feeds(self, relu: nn.Module, layers: set[int]) -> bool:
+    def only_feeds(self, relu: nn.ReLU, layers: set[int]) -> bool:
         """Whether all that this module gives goes into the given layers and nowhere else."""
-        waiting = [user for call in self.calls[id(relu)] for user in call.users]
+        calls = self.calls[id(relu)]
+        if relu.inplace and any(len(call.all_input_nodes[0].users) > 1 for call in calls):
+            return False  # others read its input, and find it rectified
+        waiting = [user for call in calls for user in call.users]
         while waiting:
             node = waiting.pop()
             module = self.module(node)
@@ -306,11 +318,24 @@ def _observe(
         return hook
 
     with _watched([(module, watch(path)) for path, module in layers.items()], model):
-        model(*(example if isinstance(example, tuple) else (example,)))
+        try:
+            model(*(example if isinstance(example, tuple) else (example,)))
+        except Exception as error:  # whatever a user's forward raises
+            raise FoveateError(
+                f"{type(model).__name__} does not run on the example given "
+                f"({str(error).strip().partition(chr(10))[0]}): pass what one forward takes, a "
+                "batch, or a tuple if it takes several inputs"
+            ) from error
     return positive
 
 
 # --- choosing ------------------------------------------------------------------------------
+
+
+def _check_bits(what: str, value: object) -> None:
+    """Refuse what is neither bits nor a factory nor None."""
+    if isinstance(value, bool) or not (value is None or isinstance(value, int) or callable(value)):
+        raise FoveateError(f"{what} is 1 to 8 bits, a factory, or None for real, got {value!r}")
 
 
 def _left_alone(model: nn.Module, path: str, module: nn.Module) -> str:
@@ -460,8 +485,19 @@ def quantize(
         No convolution or linear layer in the model, a model that is itself a single layer, a
         pattern that names no layer, or a number of bits outside 1..8. The model is then unchanged.
     """
-    patterns = {pattern: _Choice(*choice) for pattern, choice in (by_name or {}).items()}
-    return _replace(model, _Choice(weights, activations), patterns, keep, example)
+    patterns = {}
+    for pattern, pair in (by_name or {}).items():
+        if not isinstance(pair, tuple) or len(pair) != 2:
+            raise FoveateError(
+                f"by_name[{pattern!r}] is a pair (weights, activations) such as (8, 8), "
+                f"got {pair!r}"
+            )
+        patterns[pattern] = _Choice(*pair)
+    usual = _Choice(weights, activations)
+    for choice in (usual, *patterns.values()):
+        _check_bits("weights", choice.weights)
+        _check_bits("activations", choice.activations)
+    return _replace(model, usual, patterns, keep, example)
 
 
 def binarize_model(
@@ -493,6 +529,8 @@ def _replace(
     keep: Sequence[str],
     example: Tensor | tuple[Any, ...] | None,
 ) -> QuantizeReport:
+    if isinstance(keep, str):
+        raise FoveateError(f"keep is a sequence of rules and patterns, give ({keep!r},)")
     layers = {
         path: module
         for path, module in model.named_modules()
@@ -552,13 +590,19 @@ def _replace(
         for path, choice in choices.items()
         if _accepts_negative(_act(choice.activations, positive[path], relu_goes=True))
     }
-    going: dict[int, nn.ReLU] = {}
+    going: set[int] = set()
     goes: dict[str, bool] = {}
     if reader is not None:
-        for path in choices:
-            fronts = reader.relus_before(layers[path])
-            gone = [relu is not None and reader.only_feeds(relu, absorbing) for relu in fronts]
-            going |= {id(relu): relu for relu, go in zip(fronts, gone, strict=True) if go and relu}
+        fronts = {path: reader.relus_before(layers[path]) for path in choices}
+        # A layer with several calls has one real stage for all of them, rectified or not.
+        absorbing -= {
+            id(layers[path])
+            for path, relus in fronts.items()
+            if None in relus and not positive[path]
+        }
+        for path, relus in fronts.items():
+            gone = [relu is not None and reader.only_feeds(relu, absorbing) for relu in relus]
+            going |= {id(relu) for relu, go in zip(relus, gone, strict=True) if go}
             goes[path] = bool(gone) and all(gone)
 
     made: dict[int, QuantLayer] = {}
@@ -646,8 +690,13 @@ def calibrate(
     Raises
     ------
     FoveateError
-        No batch, no learned step in the model, or a percentile outside (0, 100].
+        No batch, batches that are no tensors, no learned step in the model, or a percentile
+        outside (0, 100].
     """
+    if isinstance(batches, (Tensor, Mapping)):
+        raise FoveateError(
+            "calibrate expects an iterable of batches: give [images] for a single one"
+        )
     if percentile is not None and not 0 < percentile <= 100:
         raise FoveateError(f"percentile lies in (0, 100], got {percentile}")
     watched: dict[str, tuple[nn.Module, QuantAct]] = {}
@@ -693,7 +742,13 @@ def calibrate(
             quantizer.stage = "real"
         with _watched([(module, watch(path)) for path, (module, _) in watched.items()], model):
             for batch in batches:
-                model(batch[0] if isinstance(batch, (tuple, list)) else batch)
+                images = batch[0] if isinstance(batch, (tuple, list)) and batch else batch
+                if not isinstance(images, Tensor):
+                    raise FoveateError(
+                        "a batch of calibrate is a tensor or a tuple that begins with one, "
+                        f"got a {type(images).__name__}"
+                    )
+                model(images)
                 count += 1
     finally:
         for quantizer, stage in zip(switched, stages, strict=True):

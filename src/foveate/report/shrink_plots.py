@@ -6,6 +6,7 @@ What computed a layer has one colour everywhere: bits, int8 or float.
 
 from __future__ import annotations
 
+import html
 import math
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
@@ -62,7 +63,7 @@ def milliseconds(value: float | None) -> str:
 
 def _shown(path: str) -> str:
     """A module path that fits beside a bar; its end says more than its beginning."""
-    return path if len(path) <= _NAME else "…" + path[1 - _NAME :]
+    return html.escape(path if len(path) <= _NAME else "…" + path[1 - _NAME :])
 
 
 def pareto_panel(rows: Sequence[Mapping[str, Any]], tolerance: float) -> OwnPanel:
@@ -275,14 +276,15 @@ def profile_panel(title: str, nodes: Sequence[Mapping[str, Any]], longest_us: fl
                 "textposition": "outside",
                 "textfont": {"size": 10, "color": "@muted"},
                 "cliponaxis": False,
-                "customdata": [f"{shown[i]['name']} ({shown[i]['op']})" for i in rows],
+                "customdata": [html.escape(f"{shown[i]['name']} ({shown[i]['op']})") for i in rows],
                 "hovertemplate": "%{customdata}<br>%{x:.1f} µs<extra></extra>",
             }
         )
     names = [_shown(str(node["name"])) for node in shown]
+    longest = min(_NAME, max((len(str(node["name"])) for node in shown), default=4))
     layout = {
         "margin": {
-            "l": 14 + round(6.1 * max(map(len, names), default=4)),
+            "l": 14 + round(6.1 * longest),
             "r": 34,
             "t": 4,
             "b": 24,

@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import dataclasses
 import contextlib
 from collections.abc import Callable, Iterator, Mapping, Sequence
 from pathlib import Path
@@ -226,23 +225,28 @@ def print_shrink_result(result: Any) -> None:
     summary = result.summary
     threads = str(summary["machine"]["threads"])
     table = Table(box=None, padding=(0, 2, 0, 0))
-    table.add_column("", overflow="fold")
-    columns = ["accuracy", "points", "ms, 1 thread", f"ms, {threads} threads", "x PyTorch"]
-    columns += ["x ORT int8", "kB", "uJ (estimate)"]
+    table.add_column("", no_wrap=True)
+    columns = ["acc. %", "points", "ms", f"ms x{threads}", "x torch", "x int8", "kB"]
     if threads == "1":
-        columns.remove("ms, 1 threads")
-    for column in columns:
+        columns.remove("ms x1")
+    for column in columns:  # narrow enough for 80 characters
         table.add_column(column, justify="right", no_wrap=True)
     for row in summary["rows"]:
         int8 = row["times_int8"]
-        cells = [f"{row['accuracy']:.1%}", f"{row['points']:+.1f}", f"{row['ms']['1']:.3g}"]
+        cells = [f"{100 * row['accuracy']:.1f}", f"{row['points']:+.1f}", f"{row['ms']['1']:.3g}"]
         cells += [f"{row['ms'][threads]:.3g}"] if threads != "1" else []
         cells += [f"{row['times_float']:.1f}", "" if int8 is None else f"{int8:.2f}"]
-        cells += [f"{row['bytes'] / 1e3:.0f}", f"{row['energy_uj']:.1f}"]
+        cells += [f"{row['bytes'] / 1e3:.0f}"]
         name = escape(row["what"])
         chosen = row["name"] == summary["verdict"]["row"]
         table.add_row(f"[bold]{name}[/]" if chosen else name, *cells)
     _out.print(table)
+    _out.print(
+        "ms: one picture on one thread; x torch, x int8: times as fast as PyTorch and as ONNX "
+        "Runtime int8",
+        style="dim",
+        highlight=False,
+    )
     for note in summary["notes"]:
         _out.print(f"  {escape(note)}", style="dim", highlight=False, soft_wrap=True)
     best, reason = result.best, escape(summary["verdict"]["reason"])
@@ -353,44 +357,26 @@ def print_bench(rows: Sequence[Mapping[str, Any]]) -> None:
     )
 
 
-def print_engine(rows: Sequence[Any]) -> None:
+def print_engine(rows: Sequence[Mapping[str, Any]]) -> None:
     """Milliseconds of every contender, and the ratios that count."""
-    plain = [dataclasses.asdict(row) for row in rows]
-    for threads in dict.fromkeys(row["threads"] for row in plain):
-        here = [row for row in plain if row["threads"] == threads]
-        clock = "CPU" if threads == 1 else "wall"
-        table = Table(
-            title=f"{threads} thread{'s' * (threads > 1)}, {clock} ms (GMAC/s)",
-            title_justify="left",
-            box=None,
-            padding=(0, 2, 0, 0),
-        )
+    for times in engine_bench.tables(rows):
+        table = Table(title=times.title, title_justify="left", box=None, padding=(0, 2, 0, 0))
         table.add_column("", overflow="fold", ratio=1)
-        workloads = list(dict.fromkeys(row["workload"] for row in here))
-        for workload in workloads:
+        for workload in times.workloads:
             table.add_column(workload.replace(", ", "\n"), justify="right", no_wrap=True)
-        for what in dict.fromkeys(row["what"] for row in here):
-            cells = {row["workload"]: row for row in here if row["what"] == what}
-            table.add_row(
-                escape(what),
-                *(
-                    f"{cells[w]['milliseconds']:.3f} ({cells[w]['gmacs']:.0f})"
-                    if w in cells
-                    else ""
-                    for w in workloads
-                ),
-            )
+        for line in times.lines:
+            table.add_row(escape(line.what), *line.cells)
         _out.print(table)
     table = Table(
-        title="This engine's best 1-bit row against the best peer: times faster",
+        title="How many times faster this engine is",
         title_justify="left",
         box=None,
         padding=(0, 2, 0, 0),
     )
-    for column in ("workload", "threads", "against", "ratio"):
+    for column in ("workload", "threads", "this engine's", "against", "ratio"):
         table.add_column(column, justify="right" if column == "ratio" else "left")
-    for workload, threads, against, ratio in engine_bench.ratios(plain):
-        table.add_row(workload, str(threads), escape(against), f"{ratio:.2f}")
+    for workload, threads, own, against, times_faster in engine_bench.ratios(rows):
+        table.add_row(workload, str(threads), own, escape(against), f"{times_faster:.2f}")
     _out.print(table)
 
 
