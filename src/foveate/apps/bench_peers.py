@@ -187,8 +187,8 @@ def openvino_binary(
 ) -> list[Contender]:
     """OpenVINO's 1-bit 3x3 convolution with the conversions from and to float that it needs.
 
-    In a row, bits lie between the convolutions, as in this engine.
-    `image` is ``(1, C, H, W)``; every convolution keeps that shape.
+    In a row, bits lie between the convolutions, as in this engine. `image` is ``(1, C, H, W)``;
+    every convolution keeps that shape.
     """
     if not importlib.util.find_spec("openvino"):
         return []
@@ -196,8 +196,8 @@ def openvino_binary(
     ops = importlib.import_module("openvino.opset1")
     rng = np.random.default_rng(seed)
     channels = image.shape[1]
-    # Codes are 0 and 1: then OpenVINO makes bits within the convolution before. Of -1 and 1, which
-    # the operator's own text suggests, it makes floats, and reads both as bit 1.
+    # Codes are 0 and 1: OpenVINO then makes bits, and within the convolution before. Of -1 and 1 it
+    # makes floats, reads both as bit 1, and takes up to four times as long.
     zero, one = (ops.constant(np.full((1, 1, 1, 1), value, np.float32)) for value in (0, 1))
     x = y = ops.parameter(list(image.shape), np.float32)
     for _ in range(depth):
