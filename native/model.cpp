@@ -7,6 +7,10 @@
 #include <new>
 #include <stdexcept>
 
+#if defined(FOVEATE_X86)
+#include <xmmintrin.h>
+#endif
+
 #include "isa.hpp"
 #include "ops.hpp"
 
@@ -25,33 +29,79 @@ std::string shape_text(const Shape& shape) {
 
 Shape shape_of(const TensorSpec& spec) { return {spec.channels, spec.height, spec.width}; }
 
+// to[c * to_stride + r] = from[r * from_stride + c] for rows x columns.
+void transpose(const float* from, std::ptrdiff_t from_stride, int rows, int columns, float* to,
+               std::ptrdiff_t to_stride) {
+    int r = 0;
+#if defined(FOVEATE_X86)
+    for (; r + 4 <= rows; r += 4) {
+        const float* top = from + r * from_stride;
+        int c = 0;
+        for (; c + 4 <= columns; c += 4) {
+            __m128 a = _mm_loadu_ps(top + c);
+            __m128 b = _mm_loadu_ps(top + from_stride + c);
+            __m128 d = _mm_loadu_ps(top + 2 * from_stride + c);
+            __m128 e = _mm_loadu_ps(top + 3 * from_stride + c);
+            _MM_TRANSPOSE4_PS(a, b, d, e);
+            float* out = to + c * to_stride + r;
+            _mm_storeu_ps(out, a);
+            _mm_storeu_ps(out + to_stride, b);
+            _mm_storeu_ps(out + 2 * to_stride, d);
+            _mm_storeu_ps(out + 3 * to_stride, e);
+        }
+        for (; c < columns; ++c) {
+            for (int k = 0; k < 4; ++k) {
+                to[c * to_stride + r + k] = top[k * from_stride + c];
+            }
+        }
+    }
+#endif
+    for (; r < rows; ++r) {
+        for (int c = 0; c < columns; ++c) {
+            to[c * to_stride + r] = from[r * from_stride + c];
+        }
+    }
+}
+
+constexpr int kTile = 64;  // channels and pixels at a time: both sides stay in the cache
+
 // Channel planes to pixels, and back.
 void load(const float* from, const View& to) {
     const std::ptrdiff_t plane = std::ptrdiff_t{to.height} * to.width;
-    constexpr int kTile = 16;  // channels and pixels at a time: both sides stay in the cache
     for (int y = 0; y < to.height; ++y) {
         float* row = to.f32 + to.at(y, 0) * to.channels;
         const float* planes = from + std::ptrdiff_t{y} * to.width;
+        if (to.channels == 3) {  // colour pictures
+            const float* red = planes;
+            const float* green = planes + plane;
+            const float* blue = planes + 2 * plane;
+            for (int x = 0; x < to.width; ++x) {
+                row[3 * x] = red[x];
+                row[3 * x + 1] = green[x];
+                row[3 * x + 2] = blue[x];
+            }
+            continue;
+        }
         for (int x = 0; x < to.width; x += kTile) {
-            const int end_x = std::min(to.width, x + kTile);
             for (int c = 0; c < to.channels; c += kTile) {
-                const int end_c = std::min(to.channels, c + kTile);
-                for (int v = x; v < end_x; ++v) {
-                    for (int k = c; k < end_c; ++k) {
-                        row[std::ptrdiff_t{v} * to.channels + k] = planes[k * plane + v];
-                    }
-                }
+                transpose(planes + c * plane + x, plane, std::min(kTile, to.channels - c),
+                          std::min(kTile, to.width - x), row + std::ptrdiff_t{x} * to.channels + c,
+                          to.channels);
             }
         }
     }
 }
 
 void unload(const View& from, float* to) {
-    for (int c = 0; c < from.channels; ++c) {
-        for (int y = 0; y < from.height; ++y) {
-            const float* row = from.f32 + from.at(y, 0) * from.channels + c;
-            for (int x = 0; x < from.width; ++x) {
-                *to++ = row[std::ptrdiff_t{x} * from.channels];
+    const std::ptrdiff_t plane = std::ptrdiff_t{from.height} * from.width;
+    for (int y = 0; y < from.height; ++y) {
+        const float* row = from.f32 + from.at(y, 0) * from.channels;
+        float* planes = to + std::ptrdiff_t{y} * from.width;
+        for (int x = 0; x < from.width; x += kTile) {
+            for (int c = 0; c < from.channels; c += kTile) {
+                transpose(row + std::ptrdiff_t{x} * from.channels + c, from.channels,
+                          std::min(kTile, from.width - x), std::min(kTile, from.channels - c),
+                          planes + c * plane + x, plane);
             }
         }
     }

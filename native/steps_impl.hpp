@@ -358,6 +358,20 @@ inline void quantize(const StepData& step, const Block& block, const float* valu
 
 // ---------------------------------------------------------------- everything in order
 
+FOVEATE_INLINE bool is_linear(const StepData& step) {
+    return step.op == StepOp::affine || step.op == StepOp::gate;
+}
+
+// Factors and summands of an affine step or a gate, absent ones as 1 and -0 (x + -0 is x).
+FOVEATE_INLINE void linear_rows(const StepData& step, const Block& block, float* a, float* b) {
+    const int inside = smaller(kGroup, block.channels - block.channel);
+    const float* factors = step.op == StepOp::gate ? block.views[step.slot].f32 : step.a;
+    for (int c = 0; c < kGroup; ++c) {
+        a[c] = factors != nullptr && c < inside ? factors[block.channel + c] : 1.0F;
+        b[c] = step.b != nullptr ? step.b[block.channel + c] : -0.0F;
+    }
+}
+
 // L channels of a block are wanted: 32, or 16 where there are no more.
 template <int L>
 void run_steps_of(const Block& block) {
@@ -381,49 +395,56 @@ void run_steps_of(const Block& block) {
             }
             continue;
         }
-        if (!converted && step.op != StepOp::affine) {
+        if (!converted && !is_linear(step)) {
             for (int i = 0; i < total; ++i) {
                 y[i] = static_cast<float>(block.sums[i]);
             }
             converted = true;
         }
         switch (step.op) {
-            case StepOp::affine: {
-                // One pass: the sums become floats on the way. Multiplication and addition are
-                // rounded one by one (the file is compiled without contraction).
+            case StepOp::affine:
+            case StepOp::gate: {
+                // One pass: the sums become floats on the way, and a second step of the kind (scale,
+                // then batch norm or gate) goes along. Multiplication and addition are rounded one by one (the
+                // file is compiled without contraction).
+                const bool two = s + 1 < block.n_steps && is_linear(block.steps[s + 1]);
                 float a[kGroup];
                 float b[kGroup];
-                for (int c = 0; c < L; ++c) {
-                    a[c] = step.a != nullptr ? step.a[block.channel + c] : 1.0F;
-                    b[c] = step.b != nullptr ? step.b[block.channel + c] : -0.0F;  // x + -0 is x
+                float a2[kGroup];
+                float b2[kGroup];
+                linear_rows(step, block, a, b);
+                if (two) {
+                    linear_rows(block.steps[s + 1], block, a2, b2);
+                    ++s;
                 }
-                if (converted) {
+                const auto pass = [&](const auto* from) {
                     for (int p = 0; p < block.count; ++p) {
                         for (int c = 0; c < L; ++c) {
-                            const float scaled = y[p * kGroup + c] * a[c];
+                            const float scaled = static_cast<float>(from[p * kGroup + c]) * a[c];
                             y[p * kGroup + c] = scaled + b[c];
                         }
                     }
+                };
+                const auto double_pass = [&](const auto* from) {
+                    for (int p = 0; p < block.count; ++p) {
+                        for (int c = 0; c < L; ++c) {
+                            const float scaled = static_cast<float>(from[p * kGroup + c]) * a[c];
+                            const float moved = scaled + b[c];
+                            const float again = moved * a2[c];
+                            y[p * kGroup + c] = again + b2[c];
+                        }
+                    }
+                };
+                if (converted && two) {
+                    double_pass(y);
+                } else if (converted) {
+                    pass(y);
+                } else if (two) {
+                    double_pass(block.sums);
                 } else {
-                    for (int p = 0; p < block.count; ++p) {
-                        for (int c = 0; c < L; ++c) {
-                            const float scaled = static_cast<float>(block.sums[p * kGroup + c]) * a[c];
-                            y[p * kGroup + c] = scaled + b[c];
-                        }
-                    }
-                    converted = true;
+                    pass(block.sums);
                 }
-                break;
-            }
-            case StepOp::gate: {
-                float g[kGroup] = {};
-                std::memcpy(g, block.views[step.slot].f32 + block.channel,
-                            sizeof(float) * static_cast<std::size_t>(inside));
-                for (int p = 0; p < block.count; ++p) {
-                    for (int c = 0; c < L; ++c) {
-                        y[p * kGroup + c] = y[p * kGroup + c] * g[c];
-                    }
-                }
+                converted = true;
                 break;
             }
             case StepOp::add: {

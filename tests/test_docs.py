@@ -7,6 +7,7 @@ from pathlib import Path
 
 import numpy as np
 import pytest
+import safetensors.torch
 
 from foveate.nn import model_files
 
@@ -17,7 +18,7 @@ SNIPPETS = dict(
 
 
 def test_the_page_has_the_snippets():
-    assert len(SNIPPETS) == 5
+    assert len(SNIPPETS) == 6
 
 
 @pytest.mark.parametrize("title", SNIPPETS)
@@ -32,6 +33,12 @@ def test_snippet(title, tmp_path, monkeypatch):
         with VideoWriter(tmp_path / "interview.mp4", 160, 160, 30.0) as writer:
             for image in clip.frames:
                 writer.write(image)
+    if title == "Make a network small":
+        from foveate.nn.small_cnn import MBNMini
+
+        pictures = np.random.default_rng(0).integers(0, 256, (40, 28, 28), np.uint8)
+        np.savez(tmp_path / "pictures.npz", x=pictures, y=np.arange(40) % 10)
+        safetensors.torch.save_file(MBNMini().state_dict(), tmp_path / "mini.safetensors")
     t = np.arange(360) / 30
     beat = np.sin(2 * np.pi * 1.2 * t)[:, None] * np.array([0.43, 1.0, 0.69])
     noise = np.random.default_rng(0).normal(0, 2e-3, (360, 3))
@@ -43,5 +50,7 @@ def test_snippet(title, tmp_path, monkeypatch):
     if title == "A pulse from your own colour traces":
         assert names["rate"].accepted
         assert names["rate"].bpm == pytest.approx(72, abs=0.5)
+    if title == "Make a network small":
+        assert names["packed"].input_shape == (1, 28, 28)
     if title == "An analyser of your own":
         assert (tmp_path / "mouth.parquet").is_file()

@@ -12,6 +12,7 @@ integers and the same codes.
 
 from __future__ import annotations
 
+import importlib
 import threading
 import time
 from collections.abc import Callable, Iterable, Sequence
@@ -117,6 +118,10 @@ class PackedModel:
         for mode in model.modes:
             _check_ranks(mode.name, mode.graph)
         self._mode = 0
+        self._known_bits = [
+            [bits for bits in map(_weight_bits, mode.graph.nodes) if bits < 32]
+            for mode in model.modes
+        ]
         self._native: _Native | None = None
         self._lock = threading.Lock()
 
@@ -171,10 +176,7 @@ class PackedModel:
                 )
             self._mode = self.modes.index(choice)
             return
-        known = [
-            [bits for bits in map(_weight_bits, mode.graph.nodes) if bits < 32]
-            for mode in self._model.modes
-        ]
+        known = self._known_bits
         wanted = list(choice) if isinstance(choice, Iterable) else choice
         if wanted not in known:
             raise FoveateError(
@@ -356,8 +358,8 @@ class PackedModel:
         with self._lock:
             if self._native is None:
                 try:
-                    from foveate._native import Model
-                except ImportError as error:
+                    Model = importlib.import_module("foveate._native").Model
+                except (ImportError, AttributeError) as error:
                     if wish == "native":
                         raise FoveateError(
                             "the native engine is not part of this build; "

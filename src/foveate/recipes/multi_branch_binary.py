@@ -492,7 +492,9 @@ def train(
         shuffled = torch.randperm(len(data.train), generator=order)[: steps * share]
         mine = shuffled.view(steps, fabric.world_size, -1)[:, fabric.global_rank].flatten()
         losses = []
-        for pictures, labels in batches(data.train, mine, config, int(order.initial_seed())):
+        # Another variation of every picture in every epoch and process.
+        vary = (1000 * int(order.initial_seed()) + epoch) * fabric.world_size + fabric.global_rank
+        for pictures, labels in batches(data.train, mine, config, vary):
             loss = F.cross_entropy(
                 model(data.prepare(fabric.to_device(pictures))), fabric.to_device(labels)
             )
