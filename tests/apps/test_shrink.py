@@ -23,6 +23,7 @@ from torch import Tensor, nn
 
 import foveate
 from foveate.apps import shrink as app
+from foveate.apps import shrink_contest as contest
 from foveate.apps import shrink_training as training
 from foveate.apps.shrink import ShrinkSettings, parse_widths, shrink
 from foveate.cli import main
@@ -143,7 +144,7 @@ class World:
 
 def quick(monkeypatch: pytest.MonkeyPatch) -> None:
     """Leave out ONNX Runtime."""
-    monkeypatch.setattr(app, "onnx_runtime_version", lambda: None)
+    monkeypatch.setattr(contest, "onnx_runtime_version", lambda: None)
 
 
 @pytest.fixture(scope="module")
@@ -280,7 +281,7 @@ def test_onnx_runtime_stands_beside_it(world, summary):
 
 
 def test_without_onnx_runtime_its_rows_are_missing_and_said_to_be(world, tmp_path, monkeypatch):
-    monkeypatch.setattr(app, "onnx_runtime_version", lambda: None)
+    monkeypatch.setattr(contest, "onnx_runtime_version", lambda: None)
     result = world.shrink(tmp_path / "out", bits=[4], epochs=0)
     assert [row["name"] for row in result.rows] == ["float", "w4a4"]
     assert all(row["times_int8"] is None for row in result.rows)
@@ -540,14 +541,16 @@ def test_the_verdict_takes_the_fastest_that_is_near_enough():
         row("w8a8", -0.1, 2.0, 80), row("w4a4", -1.0, 1.0, 40), row("w2a2", -2.9, 1.02, 20),
         row("w1a1", -9.0, 0.5, 10),
     ]  # fmt: skip
-    assert app._verdict(rows, 3.0)["file"] == "w2a2.fvt"  # as fast as w4a4, and smaller
-    assert app._verdict(rows, 1.5)["file"] == "w4a4.fvt"
-    assert app._verdict(rows, 50.0)["file"] == "w1a1.fvt"
-    none = app._verdict(rows, 0.05)
+    assert contest.verdict(rows, 3.0)["file"] == "w2a2.fvt"  # as fast as w4a4, and smaller
+    assert contest.verdict(rows, 1.5)["file"] == "w4a4.fvt"
+    assert contest.verdict(rows, 50.0)["file"] == "w1a1.fvt"
+    none = contest.verdict(rows, 0.05)
     assert none["file"] is None
     assert none["nearest"] == "w8a8"
     rows[3]["checked"]["same"] = 90  # another answer than PyTorch's in 10 %: not advised
-    assert app._verdict(rows, 3.0)["file"] == "w4a4.fvt"
+    left = contest.verdict(rows, 3.0)
+    assert left["file"] == "w4a4.fvt"
+    assert "w2a2 left out" in left["reason"]
 
 
 # ------------------------------------------------------------------------------ bad input
@@ -599,6 +602,7 @@ def test_bad_input_is_one_sentence_and_exit_code_2(world, tmp_path, monkeypatch,
         (["tinynets:tiny", *few, *small, "--out", str(theirs)], "would be overwritten"),
         (["tinynets:tiny", *few, *small, "--bits", "9"], "--bits has '9'"),
         (["tinynets:tiny", *few, *small, "--keep", "conv9"], "'conv9' names no convolution"),
+        (["tinynets:tiny", *few, *small, "--keep", "conv?,fc"], "nothing of Tiny would be"),
         (["tinynets:tiny", *few, *small, "--mean", "a"], "--mean a is no list of numbers"),
         (["tinynets:tiny", *few, *small, "--mean", "1,2,3"], "--mean has 3 numbers"),
         (["tinynets:tiny", *few, *small, "--std", "0"], "--std is"),

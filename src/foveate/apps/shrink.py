@@ -21,18 +21,24 @@ import platform
 import re
 import tempfile
 import time
-from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
+from collections.abc import Callable, Iterator, Mapping, Sequence
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any, Literal
 
 import numpy as np
-import numpy.typing as npt
 import safetensors.torch
 import torch
 from torch import Tensor, nn
 
 import foveate
+from foveate.apps.shrink_contest import (
+    Contest,
+    run_packed,
+    share_right,
+    torch_threads,
+    verdict,
+)
 from foveate.apps.shrink_training import (
     METHODS,
     Augment,
@@ -45,10 +51,9 @@ from foveate.apps.shrink_training import (
     train,
 )
 from foveate.datasets.own_pictures import OwnPictures, read_own_pictures
-from foveate.engine import NodeTime, PackedModel, compile, export_onnx
-from foveate.engine.energy import ENERGY_FORMULA, energy_estimate
-from foveate.engine.onnx_runtime import OnnxNetwork, onnx_runtime_version, write_int8
-from foveate.engine.turns import take_turns
+from foveate.engine import NodeTime, PackedModel, compile
+from foveate.engine.energy import ENERGY_FORMULA
+from foveate.engine.onnx_runtime import onnx_runtime_version
 from foveate.errors import FoveateError
 from foveate.files import sha256_of, writable_dir, write_whole
 from foveate.nn.network_source import NamedNetwork, load_network, state_digest
@@ -60,8 +65,7 @@ __all__ = ["ShrinkResult", "ShrinkSettings", "parse_widths", "shrink"]
 CHECKED = 1000  # pictures whose predictions are compared with PyTorch's
 _BATCH = 250
 _UNITS = 100  # of the progress bar, for every width
-_PROFILED = 20  # repetitions, of which the least counts
-_TIED = 1.03  # times closer than this are called equal
+_PROFILED = 60  # repetitions, of which the least counts
 
 Progress = Callable[[str, int, int], None]
 """Called with (what is being done, units done, units in all)."""
@@ -276,7 +280,7 @@ def shrink(
             data, channels=_first_channels(named.module), size=settings.size, seed=settings.seed
         )
     folder = Path(out) if out is not None else Path("foveate-out") / named.name
-    with _threads(settings.threads or _cores()):
+    with torch_threads(settings.threads or _cores()):
         run = _Run(named, data, settings, folder, progress or (lambda what, done, total: None))
         kept = None if force else run.finished()
         if kept is not None:
@@ -301,17 +305,6 @@ def _cores() -> int:
     if hasattr(os, "sched_getaffinity"):
         return len(os.sched_getaffinity(0))
     return os.cpu_count() or 1
-
-
-@contextlib.contextmanager
-def _threads(count: int) -> Iterator[None]:
-    """So many threads for PyTorch, and as many as before afterwards."""
-    before = torch.get_num_threads()
-    torch.set_num_threads(count)
-    try:
-        yield
-    finally:
-        torch.set_num_threads(before)
 
 
 @contextlib.contextmanager
@@ -360,21 +353,6 @@ def _read_json(path: Path) -> dict[str, Any]:
     except (OSError, ValueError):
         return {}
     return content if isinstance(content, dict) else {}
-
-
-def _share_right(
-    answers: Iterable[npt.NDArray[np.floating]], labels: npt.NDArray[np.int64]
-) -> float:
-    """Share of pictures whose largest number is that of the label."""
-    said = np.concatenate([answer.argmax(1) for answer in answers])
-    return float((said == labels).mean())
-
-
-def _run_packed(packed: PackedModel, x: Tensor, threads: int) -> npt.NDArray[np.float32]:
-    answer = packed.run(x.cpu().numpy(), threads=threads)
-    if isinstance(answer, list):
-        raise FoveateError("the network returns several tensors; expected one number per class")
-    return answer
 
 
 # ------------------------------------------------------------------------------ the run
@@ -513,7 +491,7 @@ class _Run:
     def go(self, force: bool) -> dict[str, Any]:
         self.tell("float network")
         packed_float = self.check_network()
-        accuracy = _share_right(
+        accuracy = share_right(
             (self.float_answer(x).numpy() for x in self.held_out()), self.pictures.held_out_labels
         )
         chance = 1 / max(2, len(self.pictures.classes))
@@ -534,12 +512,20 @@ class _Run:
                 before = self.path(width, "safetensors")
             self.done += _UNITS
         self.tell("ONNX Runtime")
+        contest = Contest(
+            self.network,
+            self.pictures,
+            self.on_cpu,
+            self.course.calibration(),
+            self.threads,
+            self.settings.rounds,
+        )
         with tempfile.TemporaryDirectory(prefix="foveate-shrink-") as scratch:
-            peers = self.peers(Path(scratch))
+            peers = contest.peers(Path(scratch), self.notes)
             self.done += 1
             self.tell("taking turns")
-            times = self.times(packed, peers)
-            rows = self.rows(accuracy, packed_float, cards, packed, peers, times)
+            times = contest.times(packed, peers)
+            rows = contest.rows(accuracy, packed_float, cards, packed, peers, times)
         summary: dict[str, Any] = json.loads(
             json.dumps(self.summary(rows, cards, packed), allow_nan=False)
         )
@@ -613,8 +599,8 @@ class _Run:
         packed = compile(model, example)
         self.tell(f"{width.name}: checking", 0.98)
         pictures, same, apart = self.compare(model, packed)
-        answers = (_run_packed(packed, x, self.threads) for x in self.held_out())
-        accuracy = _share_right(answers, self.pictures.held_out_labels)
+        answers = (run_packed(packed, x, self.threads) for x in self.held_out())
+        accuracy = share_right(answers, self.pictures.held_out_labels)
         file = self.path(width, "fvt")
         packed.save(file)
         state = {key: value.contiguous() for key, value in model.state_dict().items()}
@@ -643,124 +629,13 @@ class _Run:
         for x in self.on_cpu.batches(self.pictures.held_out[:CHECKED], _BATCH):
             with torch.no_grad():
                 wanted = model(x).numpy()
-            answer = _run_packed(packed, x, self.threads)
+            answer = run_packed(packed, x, self.threads)
             count += len(x)
             same += int((answer.argmax(1) == wanted.argmax(1)).sum())
             apart = max(apart, float(np.abs(answer - wanted).max()))
         return count, same, apart
 
-    # -- beside the others
-
-    def peers(self, scratch: Path) -> dict[str, dict[str, Any]]:
-        """ONNX Runtime in float and in int8: file, accuracy."""
-        found: dict[str, dict[str, Any]] = {}
-        if onnx_runtime_version() is None:
-            self.notes.append(
-                "ONNX Runtime is not installed, so its rows are missing: pip install onnx "
-                "onnxruntime"
-            )
-            return found
-        files = {"ort-fp32": scratch / "fp32.onnx", "ort-int8": scratch / "int8.onnx"}
-        calibration = self.course.calibration()
-        try:
-            export_onnx(self.network, self.on_cpu(self.pictures.train[:1]), files["ort-fp32"])
-            batches = (x.numpy() for x in self.on_cpu.batches(calibration, 32))
-            write_int8(files["ort-fp32"], files["ort-int8"], batches)
-            for name, file in files.items():
-                session = OnnxNetwork(file, self.threads)
-                answers = (session.run(x.numpy()) for x in self.held_out())
-                found[name] = {
-                    "file": file,
-                    "bytes": file.stat().st_size,
-                    "accuracy": _share_right(answers, self.pictures.held_out_labels),
-                }
-        except FoveateError as error:
-            self.notes.append(f"a row of ONNX Runtime is missing: {error}")
-        return found
-
-    def times(
-        self, packed: Mapping[Width, PackedModel], peers: Mapping[str, Mapping[str, Any]]
-    ) -> dict[int, dict[str, float]]:
-        """Seconds for one picture by number of threads and contender."""
-        picture = self.on_cpu(self.pictures.held_out[:1])
-        array = picture.numpy()
-        fast = picture.contiguous(memory_format=torch.channels_last)
-        network = self.network.to(memory_format=torch.channels_last)  # type: ignore[call-overload]
-
-        def float_torch() -> object:
-            with torch.inference_mode():
-                return network(fast)
-
-        def engine(model: PackedModel, threads: int) -> Callable[[], object]:
-            return lambda: model.run(array, threads=threads)
-
-        def session(file: Path, threads: int) -> Callable[[], object]:
-            loaded = OnnxNetwork(file, threads)
-            return lambda: loaded.run(array)
-
-        found = {}
-        for threads in sorted({1, self.threads}):
-            contenders: dict[str, Callable[[], object]] = {"float": float_torch}
-            contenders |= {name: session(peer["file"], threads) for name, peer in peers.items()}
-            contenders |= {width.name: engine(model, threads) for width, model in packed.items()}
-            with _threads(threads):
-                found[threads] = take_turns(contenders, self.settings.rounds, threads)
-        self.network = self.network.to(memory_format=torch.contiguous_format)  # type: ignore[call-overload]
-        return found
-
     # -- what is said about it
-
-    def rows(
-        self,
-        accuracy: float,
-        packed_float: PackedModel,
-        cards: Mapping[Width, Mapping[str, Any]],
-        packed: Mapping[Width, PackedModel],
-        peers: Mapping[str, Mapping[str, Any]],
-        times: Mapping[int, Mapping[str, float]],
-    ) -> list[dict[str, Any]]:
-        size = 4 * sum(p.numel() for p in self.network.parameters())
-        rows = [
-            _row("float", "PyTorch float32", None, accuracy, size, energy_estimate(packed_float))
-        ]
-        for name, what, bits in (
-            ("ort-fp32", "ONNX Runtime float32", None),
-            ("ort-int8", "ONNX Runtime int8", 8),
-        ):
-            if name in peers:
-                peer, energy = peers[name], energy_estimate(packed_float, bits)
-                rows.append(_row(name, what, bits, peer["accuracy"], peer["bytes"], energy))
-        for width, card in cards.items():
-            bits_text = (
-                f"{width.weights}-bit" if width[0] == width[1] else f"{width[0]}x{width[1]}-bit"
-            )
-            rows.append(
-                {
-                    **_row(
-                        width.name,
-                        f"foveate {bits_text}",
-                        list(width),
-                        card["accuracy"],
-                        card["bytes"],
-                        energy_estimate(packed[width]),
-                    ),
-                    "file": card["file"],
-                    "packed_bytes": card["packed_bytes"],
-                    "checked": card["checked"],
-                }
-            )
-        for row in rows:
-            row["ms"] = {str(n): round(1e3 * found[row["name"]], 5) for n, found in times.items()}
-            row["points"] = round(100 * (row["accuracy"] - accuracy), 3) + 0.0  # no minus zero
-            row["times_float"] = round(times[1]["float"] / times[1][row["name"]], 3)
-            row["times_int8"] = (
-                round(times[1]["ort-int8"] / times[1][row["name"]], 3)
-                if "ort-int8" in times[1]
-                else None
-            )
-        for row in rows:
-            row["pareto"] = not any(_beats(other, row) for other in rows)
-        return rows
 
     def summary(
         self,
@@ -815,7 +690,7 @@ class _Run:
                 width.name: [_node(node) for node in model.profile(picture, 1, _PROFILED)]
                 for width, model in packed.items()
             },
-            "verdict": _verdict(rows, self.settings.tolerance),
+            "verdict": verdict(rows, self.settings.tolerance),
             "energy": ENERGY_FORMULA,
             "notes": self.notes,
             "seconds": round(time.perf_counter() - self.started, 1),
@@ -826,22 +701,6 @@ class _Run:
         from foveate.report.shrink import write_shrink_page
 
         write_shrink_page(self.folder / "report.html", summary)
-
-
-def _row(
-    name: str, what: str, bits: object, accuracy: float, size: int, energy: Any
-) -> dict[str, Any]:
-    return {
-        "name": name,
-        "what": what,
-        "bits": bits,
-        "accuracy": round(accuracy, 6),
-        "bytes": size,
-        "packed_bytes": None,
-        "energy_uj": round(energy.total_uj, 4),
-        "file": None,
-        "checked": None,
-    }
 
 
 def _packed_bytes(cost: OpCount) -> int:
@@ -870,39 +729,4 @@ def _node(node: NodeTime) -> dict[str, Any]:
         "us": round(1e6 * node.seconds, 3),
         "macs": node.macs,
         "bytes": node.bytes,
-    }
-
-
-def _beats(one: Mapping[str, Any], other: Mapping[str, Any]) -> bool:
-    """Whether one contender is at least as accurate and as fast as another, and better in one."""
-    faster, more = one["ms"]["1"] - other["ms"]["1"], other["accuracy"] - one["accuracy"]
-    return bool(faster <= 0 and more <= 0 and (faster < 0 or more < 0))
-
-
-def _verdict(rows: Sequence[Mapping[str, Any]], tolerance: float) -> dict[str, Any]:
-    """Which file to take: the fastest that is close enough; of equally fast ones the smallest."""
-    own = [row for row in rows if row["file"]]
-    sound = [row for row in own if row["checked"]["same"] >= 0.999 * row["checked"]["pictures"]]
-    near = [row for row in sound if row["points"] >= -tolerance]
-    if not near:
-        best = max(own, key=lambda row: row["accuracy"])
-        return {
-            "file": None,
-            "row": None,
-            "nearest": best["name"],
-            "tolerance": tolerance,
-            "reason": f"no width stays within {tolerance:g} points of the float network; the "
-            f"nearest is {best['name']}: train longer (--epochs), on more pictures, or keep more "
-            "layers (--keep)",
-        }
-    fastest = min(row["ms"]["1"] for row in near)
-    tied = [row for row in near if row["ms"]["1"] <= _TIED * fastest]
-    best = min(tied, key=lambda row: row["bytes"])
-    return {
-        "file": best["file"],
-        "row": best["name"],
-        "nearest": best["name"],
-        "tolerance": tolerance,
-        "reason": f"the fastest file within {tolerance:g} points of the float network"
-        + (", and the smallest of those that are as fast" if len(tied) > 1 else ""),
     }

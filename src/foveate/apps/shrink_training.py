@@ -235,6 +235,11 @@ def make_student(
     elif method == "real-to-binary":
         weights = _plain_sign
     report = quantize(model, weights, width.activations, keep=keep, example=example)
+    if not report.quantized:
+        raise FoveateError(
+            f"nothing of {type(network).__name__} would be quantised: every layer is kept by "
+            f"--keep {','.join(keep)}; keep less, or --keep none"
+        )
     if method == "real-to-binary":
         _add_gates(model)
     learned = any(

@@ -45,7 +45,7 @@ class OnnxNetwork:
 
     def __init__(self, path: Path | str, threads: int = 1) -> None:
         if onnx_runtime_version() is None:
-            raise FoveateError("ONNX Runtime is not installed: pip install onnx onnxruntime")
+            raise FoveateError("ONNX Runtime is not installed: pip install 'foveate[onnx]'")
         runtime = importlib.import_module("onnxruntime")
         options = runtime.SessionOptions()
         options.log_severity_level = 3
@@ -82,7 +82,7 @@ def write_int8(source: Path, target: Path, batches: Iterable[NDArray[np.float32]
         ONNX Runtime is missing or cannot quantise the network.
     """
     if onnx_runtime_version() is None:
-        raise FoveateError("ONNX Runtime is not installed: pip install onnx onnxruntime")
+        raise FoveateError("ONNX Runtime is not installed: pip install 'foveate[onnx]'")
     quantization = importlib.import_module("onnxruntime.quantization")
     shapes = importlib.import_module("onnxruntime.quantization.shape_inference")
     onnx = importlib.import_module("onnx")
