@@ -3,6 +3,7 @@
 #include <unistd.h>
 
 #include <algorithm>
+#include <atomic>
 #include <condition_variable>
 #include <exception>
 #include <mutex>
@@ -13,6 +14,21 @@
 #include <vector>
 
 namespace foveate {
+namespace {
+
+// About 20 microseconds, the time that a sleeping thread takes to wake: whoever waits for the next
+// layer of the same picture looks that long before it sleeps, and no longer.
+constexpr int kLooks = 2000;
+
+void rest() {
+#if defined(__x86_64__) || defined(__i386__)
+    __builtin_ia32_pause();
+#else
+    std::atomic_signal_fence(std::memory_order_seq_cst);
+#endif
+}
+
+}  // namespace
 
 struct ThreadPool::State {
     std::mutex mutex;
@@ -28,7 +44,8 @@ struct ThreadPool::State {
     int next = 0;
     int tasks = 0;
     int workers = 0;  // threads of the pool that may take part
-    int busy = 0;     // ... that are inside the job now
+    std::atomic<int> busy{0};           // ... that are inside the job now; written with the lock
+    std::atomic<unsigned> announced{0};  // jobs so far; a hint for whoever looks without the lock
     std::exception_ptr error;
 
     // Takes tasks until there are none; called and returns with the lock held.
@@ -57,6 +74,14 @@ struct ThreadPool::State {
     void serve(int worker) {
         std::unique_lock lock(mutex);
         for (;;) {
+            if (!closing && next >= tasks) {
+                const unsigned seen = announced.load();
+                lock.unlock();
+                for (int look = 0; look < kLooks && announced.load() == seen; ++look) {
+                    rest();
+                }
+                lock.lock();
+            }
             begin.wait(lock, [&] { return closing || (next < tasks && worker <= workers); });
             if (closing) {
                 return;
@@ -116,9 +141,17 @@ void ThreadPool::run(int threads, int tasks, const std::function<void(int, int)>
     state.tasks = tasks;
     state.workers = helpers;
     state.error = nullptr;
+    ++state.announced;
     state.begin.notify_all();
     state.drain(lock, 0);
-    state.end.wait(lock, [&] { return state.busy == 0; });
+    if (state.busy.load() != 0) {
+        lock.unlock();
+        for (int look = 0; look < kLooks && state.busy.load() != 0; ++look) {
+            rest();
+        }
+        lock.lock();
+    }
+    state.end.wait(lock, [&] { return state.busy.load() == 0; });
     if (state.error) {
         std::rethrow_exception(std::exchange(state.error, nullptr));
     }

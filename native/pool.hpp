@@ -1,5 +1,5 @@
-// Threads that wait passively: a mutex and condition variables, no spinning, because a spinning
-// pool collapses when it shares its cores with anything else.
+// Threads that wait passively: a mutex and condition variables. Nobody spins for longer than a
+// sleeping thread takes to wake, because a spinning pool collapses when it shares its cores.
 #pragma once
 
 #include <functional>

@@ -209,6 +209,7 @@ def test_one_thread_has_one_column(tmp_path: Path) -> None:
     one["machine"]["threads"] = 1
     assert len(page(tmp_path, summary()).rows[0]) == 9
     assert len(page(tmp_path, one).rows[0]) == 8
+    assert "wall time" not in page(tmp_path, one).words
 
 
 def test_the_file_refers_to_nothing_outside_and_runs_only_its_own_scripts(tmp_path: Path) -> None:

@@ -162,6 +162,12 @@ def test_paper_is_light_and_holds_everything(opened: Any) -> None:
     assert max(one.run("[...document.querySelectorAll('.graph')].map(g => g.layout.width)")) <= 690
     assert one.page.pdf(prefer_css_page_size=True)[:5] == b"%PDF-"
     assert one.complaints == []
+    # a sheet of A4 is as narrow as a small window, and still shows the table as a table
+    sheet = opened(viewport={"width": 690, "height": 1000})
+    assert not sheet.page.locator(".contest thead").is_visible()
+    sheet.page.emulate_media(media="print")
+    assert sheet.page.locator(".contest thead").is_visible()
+    assert sheet.run("document.querySelector('.contest table').clientWidth") <= 690
 
 
 def test_a_phone_shows_everything_without_sideways_scrolling(opened: Any) -> None:

@@ -400,6 +400,7 @@ def _method(summary: Mapping[str, Any]) -> list[tuple[str, str]]:
         else f"Each width was trained for {settings['epochs']} epochs on "
         f"{number(data['train'], 0)} pictures ({settings['method']}), taught by the float network."
     )
+    several = f", wall time on {machine['threads']}" if machine["threads"] > 1 else ""
     found = [
         (
             "Accuracy",
@@ -414,9 +415,8 @@ def _method(summary: Mapping[str, Any]) -> list[tuple[str, str]]:
         (
             "Time",
             f"One picture at a time. All contenders took turns in one run, {settings['rounds']} "
-            "rounds; the 10th percentile is shown: CPU time on one thread, wall time on "
-            f"{machine['threads']}. Calls from Python, which all contenders pay for. PyTorch runs "
-            "eagerly in channels_last.",
+            f"rounds; the 10th percentile is shown: CPU time on one thread{several}. Calls from "
+            "Python, which all contenders pay for. PyTorch runs eagerly in channels_last.",
         ),
         (
             "Size",
