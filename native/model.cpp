@@ -65,42 +65,56 @@ void transpose(const float* from, std::ptrdiff_t from_stride, int rows, int colu
 
 constexpr int kTile = 64;  // channels and pixels at a time: both sides stay in the cache
 
-// Channel planes to pixels, and back.
-void load(const float* from, const View& to) {
+// How many pixels follow each other in memory from the rows `begin` to `end`: those of all rows
+// where there is no border, else those of one.
+struct Runs {
+    Runs(const View& view, int begin, int end) {
+        const bool whole = view.at(1, 0) - view.at(0, 0) == view.width;
+        rows = whole ? end - begin : 1;
+        pixels = rows * view.width;
+    }
+    int rows;
+    int pixels;
+};
+
+// The rows `begin` to `end` of a picture: channel planes to pixels, and back.
+void load(const float* from, const View& to, int begin, int end) {
     const std::ptrdiff_t plane = std::ptrdiff_t{to.height} * to.width;
-    for (int y = 0; y < to.height; ++y) {
+    const Runs runs(to, begin, end);
+    for (int y = begin; y < end; y += runs.rows) {
         float* row = to.f32 + to.at(y, 0) * to.channels;
         const float* planes = from + std::ptrdiff_t{y} * to.width;
         if (to.channels == 3) {  // colour pictures
             const float* red = planes;
             const float* green = planes + plane;
             const float* blue = planes + 2 * plane;
-            for (int x = 0; x < to.width; ++x) {
+            for (int x = 0; x < runs.pixels; ++x) {
                 row[3 * x] = red[x];
                 row[3 * x + 1] = green[x];
                 row[3 * x + 2] = blue[x];
             }
             continue;
         }
-        for (int x = 0; x < to.width; x += kTile) {
+        for (int x = 0; x < runs.pixels; x += kTile) {
             for (int c = 0; c < to.channels; c += kTile) {
                 transpose(planes + c * plane + x, plane, std::min(kTile, to.channels - c),
-                          std::min(kTile, to.width - x), row + std::ptrdiff_t{x} * to.channels + c,
-                          to.channels);
+                          std::min(kTile, runs.pixels - x),
+                          row + std::ptrdiff_t{x} * to.channels + c, to.channels);
             }
         }
     }
 }
 
-void unload(const View& from, float* to) {
+void unload(const View& from, float* to, int begin, int end) {
     const std::ptrdiff_t plane = std::ptrdiff_t{from.height} * from.width;
-    for (int y = 0; y < from.height; ++y) {
+    const Runs runs(from, begin, end);
+    for (int y = begin; y < end; y += runs.rows) {
         const float* row = from.f32 + from.at(y, 0) * from.channels;
         float* planes = to + std::ptrdiff_t{y} * from.width;
-        for (int x = 0; x < from.width; x += kTile) {
+        for (int x = 0; x < runs.pixels; x += kTile) {
             for (int c = 0; c < from.channels; c += kTile) {
                 transpose(row + std::ptrdiff_t{x} * from.channels + c, from.channels,
-                          std::min(kTile, from.width - x), std::min(kTile, from.channels - c),
+                          std::min(kTile, runs.pixels - x), std::min(kTile, from.channels - c),
                           planes + c * plane + x, plane);
             }
         }
@@ -128,7 +142,7 @@ Dumped dumped(const TensorSpec& spec, const View& view) {
     const auto elements = static_cast<std::size_t>(spec.elements());
     if (spec.format.is_float()) {
         result.values.reset(new float[elements]);
-        unload(view, result.values.get());
+        unload(view, result.values.get(), 0, view.height);
         return result;
     }
     result.codes.reset(new std::uint8_t[elements]);
@@ -307,17 +321,21 @@ Model::Workspace& Model::workspace(std::size_t index) {
     return *workspaces_[index];
 }
 
+// Calls work(begin, end) for ranges of rows that cover 0 .. height-1.
+template <class Work>
+void Model::by_rows(int height, int threads, const Work& work) {
+    const int tasks = threads == 1 ? 1 : std::min(height, 4 * threads);
+    pool_.run(threads, tasks, [&](int task, int) {
+        work(static_cast<int>(std::int64_t{height} * task / tasks),
+             static_cast<int>(std::int64_t{height} * (task + 1) / tasks));
+    });
+}
+
 void Model::run_node(const PlannedNode& node, const Workspace::Bound& bound,
                      const std::vector<View>& slots, int threads) {
     const auto view = [&](int tensor) -> const View& { return bound.tensors[index(tensor)]; };
     const auto share = [&](int tasks, const auto& work) {
-        if (threads == 1) {
-            for (int task = 0; task < tasks; ++task) {
-                work(task);
-            }
-        } else {
-            pool_.run(threads, tasks, [&](int task, int) { work(task); });
-        }
+        pool_.run(threads, tasks, [&](int task, int) { work(task); });
     };
     for (const Fill& fill : node.fills) {
         fill_border(view(fill.tensor), fill.high);
@@ -333,11 +351,10 @@ void Model::run_node(const PlannedNode& node, const Workspace::Bound& bound,
     }
     if (spec.op == Op::pointwise) {
         const int pixels = in.height * in.width;
-        const int blocks = (pixels + kBlock - 1) / kBlock;
-        const int tasks = threads == 1 ? 1 : std::min(blocks, 4 * threads);
+        const int tiles = (pixels + 7) / 8;  // no tile is cut
+        const int tasks = threads == 1 ? 1 : std::min(tiles, 4 * threads);
         const auto edge = [&](int task) {
-            return std::min(pixels,
-                            kBlock * static_cast<int>(std::int64_t{blocks} * task / tasks));
+            return std::min(pixels, 8 * static_cast<int>(std::int64_t{tiles} * task / tasks));
         };
         share(tasks, [&](int task) {
             run_pointwise(node, in, node.in_format, slots.data(), edge(task), edge(task + 1));
@@ -356,10 +373,7 @@ void Model::run_node(const PlannedNode& node, const Workspace::Bound& bound,
     for (const int tensor : spec.inputs) {
         inputs.push_back(&view(tensor));
     }
-    const int tasks = threads == 1 ? 1 : std::min(out.height, 4 * threads);
-    share(tasks, [&](int task) {
-        const int begin = static_cast<int>(std::int64_t{out.height} * task / tasks);
-        const int end = static_cast<int>(std::int64_t{out.height} * (task + 1) / tasks);
+    by_rows(out.height, threads, [&](int begin, int end) {
         switch (spec.op) {
             case Op::pool:
                 (spec.pool.max ? max_pool : avg_pool)(spec.pool, in, out, begin, end);
@@ -379,7 +393,8 @@ void Model::run_node(const PlannedNode& node, const Workspace::Bound& bound,
 void Model::run_picture(const Plan& plan, const Workspace::Bound& bound, const float* x,
                         int threads, const Observer& observer) {
     using Clock = std::chrono::steady_clock;
-    load(x, bound.tensors[index(plan.input)]);
+    const View& input = bound.tensors[index(plan.input)];
+    by_rows(input.height, threads, [&](int begin, int end) { load(x, input, begin, end); });
     for (std::size_t i = 0; i < plan.nodes.size(); ++i) {
         const auto before = observer ? Clock::now() : Clock::time_point{};
         run_node(plan.nodes[i], bound, bound.slots[i], threads);
@@ -406,8 +421,10 @@ std::vector<Pictures> Model::run(const float* x, std::int64_t count, const Shape
         const Workspace::Bound& bound = workspaces_[worker]->modes[index(mode)];
         run_picture(plan, bound, x + i * shape.elements(), inner_threads, nullptr);
         for (std::size_t k = 0; k < results.size(); ++k) {
-            unload(bound.tensors[index(plan.outputs[k])],
-                   results[k].values.get() + i * results[k].shape.elements());
+            const View& output = bound.tensors[index(plan.outputs[k])];
+            float* to = results[k].values.get() + i * results[k].shape.elements();
+            by_rows(output.height, inner_threads,
+                    [&](int begin, int end) { unload(output, to, begin, end); });
         }
     };
     workspace(0);
@@ -462,7 +479,7 @@ std::vector<Dumped> Model::dump(const float* x, const Shape& shape) {
     };
     // Memory is used again: every tensor is copied as soon as it is written, the input before the
     // first node (a graph may have none).
-    load(x, bound.tensors[index(plan.input)]);
+    load(x, bound.tensors[index(plan.input)], 0, bound.tensors[index(plan.input)].height);
     keep(plan.input);
     run_picture(plan, bound, x, 1, [&](std::size_t node, double) {
         for (const int output : plan.nodes[node].spec.outputs) {

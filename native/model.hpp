@@ -94,6 +94,8 @@ class Model {
     // One picture through one workspace; `threads` > 1 shares out the work of every node.
     void run_picture(const Plan& plan, const Workspace::Bound& bound, const float* x, int threads,
                      const Observer& observer);
+    template <class Work>
+    void by_rows(int height, int threads, const Work& work);
     void run_node(const PlannedNode& node, const Workspace::Bound& bound,
                   const std::vector<View>& slots, int threads);
 

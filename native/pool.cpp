@@ -5,6 +5,7 @@
 #include <algorithm>
 #include <atomic>
 #include <condition_variable>
+#include <cstdint>
 #include <exception>
 #include <mutex>
 #include <stdexcept>
@@ -16,9 +17,10 @@
 namespace foveate {
 namespace {
 
-// About 20 microseconds, the time that a sleeping thread takes to wake: whoever waits for the next
-// layer of the same picture looks that long before it sleeps, and no longer.
-constexpr int kLooks = 2000;
+// Some 200 microseconds: longer than what a picture has to do between two shared layers, or its
+// caller between two pictures. To wake a sleeping thread for every layer took more time than many
+// layers take.
+constexpr int kLooks = 16000;
 
 void rest() {
 #if defined(__x86_64__) || defined(__i386__)
@@ -28,69 +30,84 @@ void rest() {
 #endif
 }
 
+// A ticket names a job and how many of its tasks nobody has begun.
+std::uint64_t ticket_of(std::uint32_t job, std::uint32_t left) {
+    return (std::uint64_t{job} << 32) | left;
+}
+
+std::uint32_t left_of(std::uint64_t ticket) { return static_cast<std::uint32_t>(ticket); }
+
 }  // namespace
 
 struct ThreadPool::State {
     std::mutex mutex;
     std::condition_variable begin;  // there are tasks, or the pool ends
-    std::condition_variable end;    // the last worker has left the job
+    std::condition_variable end;    // the last task is done
     std::vector<std::thread> threads;
     pid_t owner = ::getpid();
-    bool closing = false;
+    std::uint32_t job = 0;
+    std::exception_ptr error;  // guarded by the mutex
 
-    // The job; guarded by the mutex. Tasks are convolution rows and the like, long enough that one
-    // lock a task costs nothing that can be measured.
+    // Written by the caller before it publishes the ticket. Whoever has taken a task off a ticket
+    // may read them: the caller does not go on before that task is done.
     const std::function<void(int, int)>* work = nullptr;
-    int next = 0;
     int tasks = 0;
-    int workers = 0;  // threads of the pool that may take part
-    std::atomic<int> busy{0};           // ... that are inside the job now; written with the lock
-    std::atomic<unsigned> announced{0};  // jobs so far; a hint for whoever looks without the lock
-    std::exception_ptr error;
+    std::atomic<int> workers{0};  // threads of the pool that may take part
 
-    // Takes tasks until there are none; called and returns with the lock held.
-    void drain(std::unique_lock<std::mutex>& lock, int worker) {
-        while (next < tasks) {
-            const int task = next++;
-            lock.unlock();
-            std::exception_ptr caught;
+    // These four are sequentially consistent: who goes to sleep says so *before* it looks for the
+    // last time, who brings news looks for sleepers *after* it has told them.
+    std::atomic<std::uint64_t> ticket{0};
+    std::atomic<int> done{0};
+    std::atomic<int> sleepers{0};
+    std::atomic<bool> caller_sleeps{false};
+    std::atomic<bool> closing{false};
+
+    bool wanted(int worker) const {
+        return left_of(ticket.load()) != 0 && worker <= workers.load();
+    }
+
+    // Takes tasks until there are none.
+    void drain(int worker) {
+        std::uint64_t seen = ticket.load();
+        while (left_of(seen) != 0 && worker <= workers.load()) {
+            if (!ticket.compare_exchange_weak(seen, seen - 1)) {
+                continue;
+            }
+            const int all = tasks;
+            int finished = 1;
             try {
-                (*work)(task, worker);
+                (*work)(all - static_cast<int>(left_of(seen)), worker);
             } catch (...) {
-                caught = std::current_exception();
-            }
-            lock.lock();
-            if (caught) {
-                next = tasks;
+                const std::lock_guard lock(mutex);
                 if (!error) {
-                    error = caught;
+                    error = std::current_exception();
                 }
+                // What has not begun will not begin.
+                seen = ticket.load();
+                while (!ticket.compare_exchange_weak(seen, seen - left_of(seen))) {
+                }
+                finished += static_cast<int>(left_of(seen));
             }
+            if (done.fetch_add(finished) + finished == all && caller_sleeps.load()) {
+                const std::lock_guard lock(mutex);
+                end.notify_one();
+            }
+            seen = ticket.load();
         }
     }
 
-    // A thread joins a job only while tasks are left: the caller never waits for one that has not
-    // been scheduled yet.
     void serve(int worker) {
-        std::unique_lock lock(mutex);
-        for (;;) {
-            if (!closing && next >= tasks) {
-                const unsigned seen = announced.load();
-                lock.unlock();
-                for (int look = 0; look < kLooks && announced.load() == seen; ++look) {
-                    rest();
-                }
-                lock.lock();
+        while (!closing.load()) {
+            for (int look = 0; look < kLooks && !wanted(worker) && !closing.load(); ++look) {
+                rest();
             }
-            begin.wait(lock, [&] { return closing || (next < tasks && worker <= workers); });
-            if (closing) {
-                return;
+            if (!wanted(worker)) {
+                std::unique_lock lock(mutex);
+                ++sleepers;
+                begin.wait(lock, [&] { return closing.load() || wanted(worker); });
+                --sleepers;
             }
-            ++busy;
-            drain(lock, worker);
-            if (--busy == 0) {
-                end.notify_one();
-            }
+            drain(worker);
         }
     }
 };
@@ -131,27 +148,30 @@ void ThreadPool::run(int threads, int tasks, const std::function<void(int, int)>
         state_ = std::make_unique<State>();
     }
     State& state = *state_;
-    std::unique_lock lock(state.mutex);
     while (state.threads.size() < static_cast<std::size_t>(helpers)) {
         const int worker = static_cast<int>(state.threads.size()) + 1;
         state.threads.emplace_back([&state, worker] { state.serve(worker); });
     }
     state.work = &work;
-    state.next = 0;
     state.tasks = tasks;
     state.workers = helpers;
-    state.error = nullptr;
-    ++state.announced;
-    state.begin.notify_all();
-    state.drain(lock, 0);
-    if (state.busy.load() != 0) {
-        lock.unlock();
-        for (int look = 0; look < kLooks && state.busy.load() != 0; ++look) {
-            rest();
-        }
-        lock.lock();
+    state.done = 0;
+    state.ticket = ticket_of(++state.job, static_cast<std::uint32_t>(tasks));
+    if (state.sleepers.load() != 0) {
+        const std::lock_guard lock(state.mutex);
+        state.begin.notify_all();
     }
-    state.end.wait(lock, [&] { return state.busy.load() == 0; });
+    state.drain(0);
+    const auto all_done = [&] { return state.done.load() == tasks; };
+    for (int look = 0; look < kLooks && !all_done(); ++look) {
+        rest();
+    }
+    std::unique_lock lock(state.mutex);
+    if (!all_done()) {
+        state.caller_sleeps = true;
+        state.end.wait(lock, all_done);
+        state.caller_sleeps = false;
+    }
     if (state.error) {
         std::rethrow_exception(std::exchange(state.error, nullptr));
     }

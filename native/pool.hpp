@@ -1,5 +1,6 @@
-// Threads that wait passively: a mutex and condition variables. Nobody spins for longer than a
-// sleeping thread takes to wake, because a spinning pool collapses when it shares its cores.
+// Threads that take the tasks of one job after the other. Between the layers of a picture a thread
+// looks for the next job for some 200 microseconds; then it sleeps. Nobody spins for longer: a pool
+// that does collapses when it shares its cores.
 #pragma once
 
 #include <functional>
