@@ -52,6 +52,8 @@ struct Kernels {
                        const float* weights, float* out);
     // out[c] = the largest of n rows; not-a-number wins.
     void (*max_of)(const float* const* rows, int n, int channels, float* out);
+    // The same of codes; 0 where n is 0.
+    void (*max_of_codes)(const std::uint8_t* const* rows, int n, int bytes, std::uint8_t* out);
     // out[c] += row[c], n rows one after the other, `stride` floats apart.
     void (*add_rows)(const float* rows, int n, std::ptrdiff_t stride, int channels, float* out);
     // Codes of `pixels` pixels of few channels, to bytes `stride` apart; fillers become 0.

@@ -53,6 +53,7 @@ void dotf(const float* const* pixels, int n_pix, const std::int32_t* offsets, in
 
 const Kernels kPortable = {"portable", impl::start, count_xor,  count_and, count_ones_portable, dot8, dotf,
                            impl::depthwise8, impl::depthwisef, impl::max_of,
-    impl::add_rows, impl::quantize_narrow, impl::run_steps};
+                           impl::max_of_codes, impl::add_rows, impl::quantize_narrow,
+                           impl::run_steps};
 
 }  // namespace foveate

@@ -12,6 +12,8 @@ namespace {
 
 std::size_t size(std::ptrdiff_t n) { return static_cast<std::size_t>(n); }
 
+std::size_t index(int i) { return static_cast<std::size_t>(i); }
+
 const float* f32_at(const View& v, int y, int x) { return v.f32 + v.at(y, x) * v.channels; }
 float* f32_to(const View& v, int y, int x) { return v.f32 + v.at(y, x) * v.channels; }
 std::uint8_t* bytes_at(const View& v, int y, int x) {
@@ -117,39 +119,30 @@ std::uint64_t bit_of(const std::uint64_t* row, int c) { return (row[c >> 6] >> (
 void max_pool(const PoolSpec& pool, const View& in, const View& out, int begin, int end) {
     const int words = out.words();
     const Kernels& k = kernels();
-    std::vector<const float*> covered;
+    std::vector<const float*> covered(index(pool.kernel_h * pool.kernel_w));
+    std::vector<const std::uint8_t*> covered_codes(covered.size());
     for (int y = begin; y < end; ++y) {
         for (int x = 0; x < out.width; ++x) {
             const Window w = window_of(pool, in, y, x);
-            if (out.f32 != nullptr) {
-                covered.clear();
-                for (int v = w.y0; v < w.y1; ++v) {
-                    for (int u = w.x0; u < w.x1; ++u) {
-                        covered.push_back(f32_at(in, v, u));
-                    }
-                }
-                k.max_of(covered.data(), static_cast<int>(covered.size()), out.channels,
-                         f32_to(out, y, x));
-            }
-            if (out.bytes != nullptr) {
-                std::fill_n(bytes_at(out, y, x), out.byte_stride(), std::uint8_t{0});
-            }
+            int n = 0;
             if (out.bits != nullptr) {
                 std::fill_n(bits_at(out, y, x), out.pixel_words(), std::uint64_t{0});
             }
             for (int v = w.y0; v < w.y1; ++v) {
-                for (int u = w.x0; u < w.x1; ++u) {
-                    if (out.bytes != nullptr) {
-                        const std::uint8_t* from = bytes_at(in, v, u);
-                        std::uint8_t* best = bytes_at(out, y, x);
-                        for (int c = 0; c < out.channels; ++c) {
-                            best[c] = std::max(best[c], from[c]);
-                        }
-                    }
+                for (int u = w.x0; u < w.x1; ++u, ++n) {
+                    covered[index(n)] = out.f32 != nullptr ? f32_at(in, v, u) : nullptr;
+                    covered_codes[index(n)] = out.bytes != nullptr ? bytes_at(in, v, u) : nullptr;
                     if (out.bits != nullptr) {
                         max_words(bits_at(in, v, u), bits_at(out, y, x), out.planes, words);
                     }
                 }
+            }
+            if (out.f32 != nullptr) {
+                k.max_of(covered.data(), n, out.channels, f32_to(out, y, x));
+            }
+            if (out.bytes != nullptr) {
+                k.max_of_codes(covered_codes.data(), n, static_cast<int>(out.byte_stride()),
+                               bytes_at(out, y, x));
             }
         }
     }

@@ -31,6 +31,25 @@ struct Walk {
     }
 };
 
+// Calls each(p, address) for the pixels of a block: where the first channel of pixel p lies in a
+// tensor of floats.
+template <class Each>
+FOVEATE_INLINE void each_pixel(const View& view, const Block& block, const Each& each) {
+    float* const first = view.f32 + block.channel;
+    const std::ptrdiff_t channels = view.channels;
+    const std::ptrdiff_t row = view.row_pixels();
+    const int count = block.count;
+    const int width = block.width;
+    int x = block.first % width;
+    std::ptrdiff_t y = block.first / width;
+    for (int p = 0; p < count; ++y, x = 0) {
+        float* at = first + (y * row + x) * channels;
+        for (const int end = smaller(count, p + width - x); p < end; ++p, at += channels) {
+            each(p, at);
+        }
+    }
+}
+
 // ---------------------------------------------------------------- codes to memory
 
 // Bit `plane` of 32 codes.
@@ -260,6 +279,14 @@ FOVEATE_INLINE float rounded(float v, Rounding how) {
     }
 }
 
+// Of a normal number: its mantissa is 1.
+FOVEATE_INLINE bool is_power_of_two(float v) {
+    std::uint32_t word;
+    std::memcpy(&word, &v, sizeof(word));
+    const std::uint32_t exponent = word >> 23;  // and the sign, which is +
+    return (word & 0x7fffffU) == 0 && exponent > 0 && exponent < 255;
+}
+
 // Codes of n values.
 template <Rounding how>
 FOVEATE_INLINE void round_codes(const StepData& step, const float* y, int n, std::uint8_t* codes) {
@@ -269,8 +296,13 @@ FOVEATE_INLINE void round_codes(const StepData& step, const float* y, int n, std
     const float by = bipolar ? step.range : step.step;
     int c = 0;
 #if defined(__AVX512F__)
+    // Division is slow, and by a power of two it is a multiplication: every quotient is the same.
+    const float reciprocal = 1.0F / by;
+    const bool exact = is_power_of_two(by) && is_power_of_two(reciprocal);
     for (; c + 16 <= n; c += 16) {
-        __m512 t = _mm512_div_ps(_mm512_loadu_ps(y + c), _mm512_set1_ps(by));
+        const __m512 v = _mm512_loadu_ps(y + c);
+        __m512 t = exact ? _mm512_mul_ps(v, _mm512_set1_ps(reciprocal))
+                         : _mm512_div_ps(v, _mm512_set1_ps(by));
         if (bipolar) {
             t = _mm512_add_ps(t, _mm512_set1_ps(1.0F));
             t = _mm512_mul_ps(t, _mm512_set1_ps(half_top));
@@ -386,13 +418,11 @@ void run_steps_of(const Block& block) {
             continue;
         }
         if (step.op == StepOp::store_sums) {
-            const View& view = block.views[step.slot];
-            Walk at(block.first, block.width);
-            for (int p = 0; p < block.count; ++p, at.next()) {
-                std::memcpy(view.f32 + view.at(at.y, at.x) * view.channels + block.channel,
-                            block.sums + p * kGroup,
+            const std::int32_t* sums = block.sums;
+            each_pixel(block.views[step.slot], block, [=](int p, float* to) {
+                std::memcpy(to, sums + p * kGroup,
                             sizeof(std::int32_t) * static_cast<std::size_t>(inside));
-            }
+            });
             continue;
         }
         if (!converted && !is_linear(step)) {
@@ -447,24 +477,23 @@ void run_steps_of(const Block& block) {
                 converted = true;
                 break;
             }
-            case StepOp::add: {
-                const View& view = block.views[step.slot];
-                Walk at(block.first, block.width);
-                for (int p = 0; p < block.count; ++p, at.next()) {
-                    const float* r = view.f32 + view.at(at.y, at.x) * view.channels + block.channel;
-                    float* to = y + p * kGroup;
-                    if (inside == L) {
+            case StepOp::add:
+                if (inside == L) {
+                    each_pixel(block.views[step.slot], block, [=](int p, const float* r) {
+                        float* to = y + p * kGroup;
                         for (int c = 0; c < L; ++c) {
                             to[c] = to[c] + r[c];
                         }
-                    } else {
+                    });
+                } else {
+                    each_pixel(block.views[step.slot], block, [=](int p, const float* r) {
+                        float* to = y + p * kGroup;
                         for (int c = 0; c < inside; ++c) {
                             to[c] = to[c] + r[c];
                         }
-                    }
+                    });
                 }
                 break;
-            }
             case StepOp::relu:
                 for (int i = 0; i < total; ++i) {
                     y[i] = y[i] < 0.0F ? 0.0F : y[i];  // keeps not-a-number, as torch does
@@ -506,20 +535,18 @@ void run_steps_of(const Block& block) {
                     y[i] = y[i] * v / 6.0F;
                 }
                 break;
-            case StepOp::store: {
-                const View& view = block.views[step.slot];
-                Walk at(block.first, block.width);
-                for (int p = 0; p < block.count; ++p, at.next()) {
-                    float* to = view.f32 + view.at(at.y, at.x) * view.channels + block.channel;
-                    if (inside == L) {
+            case StepOp::store:
+                if (inside == L) {
+                    each_pixel(block.views[step.slot], block, [=](int p, float* to) {
                         std::memcpy(to, y + p * kGroup, L * sizeof(float));
-                    } else {
+                    });
+                } else {
+                    each_pixel(block.views[step.slot], block, [=](int p, float* to) {
                         std::memcpy(to, y + p * kGroup,
                                     sizeof(float) * static_cast<std::size_t>(inside));
-                    }
+                    });
                 }
                 break;
-            }
             case StepOp::quantize:
                 quantize(step, block, y);
                 break;
@@ -571,6 +598,27 @@ inline void start(const std::int32_t* const* rows, const std::int32_t* scalars, 
 }
 
 // ---------------------------------------------------------------- rows
+
+inline void max_of_codes(const std::uint8_t* const* rows, int n, int bytes, std::uint8_t* out) {
+    int c = 0;
+#if defined(__AVX2__)
+    for (; c + 32 <= bytes; c += 32) {
+        __m256i best = _mm256_setzero_si256();
+        for (int r = 0; r < n; ++r) {
+            best = _mm256_max_epu8(
+                best, _mm256_loadu_si256(reinterpret_cast<const __m256i*>(rows[r] + c)));
+        }
+        _mm256_storeu_si256(reinterpret_cast<__m256i*>(out + c), best);
+    }
+#endif
+    for (; c < bytes; ++c) {
+        std::uint8_t best = 0;
+        for (int r = 0; r < n; ++r) {
+            best = rows[r][c] > best ? rows[r][c] : best;
+        }
+        out[c] = best;
+    }
+}
 
 inline void max_of(const float* const* rows, int n, int channels, float* out) {
     // The largest stays in registers over all rows. max(x, best) gives best where the two are equal

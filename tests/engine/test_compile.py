@@ -525,8 +525,28 @@ def test_residual_binary_network(gated, seed):
     packed = agree(settle(net, seed), images(2, 3, 9, 9, seed=seed))
     tail = ["affine", "prelu", "add", "thresholds", "store"]
     if gated:
-        tail = ["affine", "gate", "affine", *tail[1:], "affine", "store"]
+        tail = ["affine", "gate", "affine", *tail[1:]]
     assert steps_of(packed, "3.conv") == tail
+
+
+@pytest.mark.parametrize("falling", [False, True])
+def test_average_moves_in_front_of_the_norm_that_only_it_reads(falling):
+    """mean(a x + b) = a mean(x) + b: the norm of the whole picture is never written."""
+    torch.manual_seed(3)
+    net = nn.Sequential(
+        nn.Conv2d(3, 6, 3),
+        nn.BatchNorm2d(6),
+        nn.AdaptiveAvgPool2d(1),
+        nn.Flatten(),
+        nn.Linear(6, 4),
+    )
+    if not falling:
+        net[1].weight.data.abs_()
+    packed = agree(settle(net), images(2, 3, 7, 7))
+    average = next(node for node in packed.graph.nodes if node.op == "global_avg")
+    maker = next(node for node in packed.graph.nodes if node.outputs == average.inputs)
+    assert [step.op for step in maker.steps] == ["store"]  # bias and norm come behind the mean
+    assert packed.graph.tensor(average.inputs[0]).shape == (6, 5, 5)
 
 
 def test_gate_reads_the_real_input_before_the_sign():

@@ -166,7 +166,7 @@ def test_profile_names_every_node(packed, executor):
     assert [row.op for row in rows] == [node.op for node in packed.graph.nodes]
     macs = {row.name: row.macs for row in packed.bits_report()}
     for row in rows:
-        assert row.macs == macs.get(row.name, 0)
+        assert row.macs == (macs[row.name] if row.op == "conv" else 0)
         assert 0 <= row.seconds < 60
         assert row.bytes > 0
 
@@ -384,3 +384,41 @@ def test_onnx_is_asked_for_by_name(tmp_path: Path, monkeypatch: pytest.MonkeyPat
     with pytest.raises(FoveateError, match=r"foveate\[onnx\]"):
         export_onnx(Net(1), X[:1], tmp_path / "net.onnx")
     assert list(tmp_path.iterdir()) == []
+
+
+@pytest.mark.parametrize("channels", [3, 32, 70])
+def test_eight_bit_codes_are_pooled_as_torch_pools_their_values(channels):
+    """On every instruction set, with fewer, as many and more channels than a register holds."""
+    native = pytest.importorskip("foveate._native")
+    net = nn.Sequential(nn.MaxPool2d(3, 2, 1), UniformBipolar(8)).eval()
+    generator = torch.Generator().manual_seed(channels)
+    x = torch.randn(1, channels, 9, 11, generator=generator)
+    packed = compile(net, x)
+    pool = next(node for node in packed.graph.nodes if node.op == "pool")
+    assert packed.graph.tensor(pool.inputs[0]).format is not None  # codes are what is pooled
+    for isa in native.available_isas():
+        native.force_isa(isa)
+        try:
+            assert torch.allclose(packed.run(x), net(x), rtol=1e-6, atol=0)
+        finally:
+            native.force_isa("")
+
+
+@pytest.mark.parametrize("step", [0.25, 1.0, 0.3, 3.0])
+def test_steps_that_are_powers_of_two_divide_as_others_do(step):
+    """The engine multiplies by their reciprocals; the codes are those of the division."""
+    native = pytest.importorskip("foveate._native")
+    act = UniformUnipolar(8)
+    with torch.no_grad():
+        act.step_size.fill_(step)
+    net = nn.Sequential(act, nn.Identity()).eval()
+    edges = step * (torch.arange(-4, 2048) / 8)  # all ties among them
+    x = torch.cat([edges, torch.nextafter(edges, edges + 1), torch.nextafter(edges, edges - 1)])
+    x = x.reshape(1, 1, -1, 36)
+    packed = compile(net, x)
+    for isa in native.available_isas():
+        native.force_isa(isa)
+        try:
+            assert torch.equal(packed.run(x), net(x))
+        finally:
+            native.force_isa("")

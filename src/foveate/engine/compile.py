@@ -1,17 +1,19 @@
 """From a trained PyTorch network to a packed one that the native engine runs.
 
 :func:`foveate.engine.trace.trace` gives a list of operations; here they become the nodes and
-steps of a graph, in four passes:
+steps of a graph, in five passes:
 
 1. *Sink*: what only quantises the result of a max-pool or a flatten moves in front of it, so that
    codes are pooled instead of floats (maximum and rounding commute where nothing falls).
-2. *Absorb*: scale, bias, batch normalisation and activation in front of a quantiser of at most 3
+2. *Average first*: a mean over the picture moves in front of the batch normalisation whose result
+   it averages, so that this result need not be written for it (equal up to rounding).
+3. *Absorb*: scale, bias, batch normalisation and activation in front of a quantiser of at most 3
    bits vanish into its threshold table (:mod:`foveate.engine.thresholds`): back to the integer
    sums of a convolution where nothing but monotone per-channel operations lies between, else back
    to the float that they start from. The tables are searched with the modules themselves, so the
    codes are those of PyTorch bit for bit.
-3. *Prune* what nobody reads any more.
-4. *Fuse*: a convolution takes the element-wise operations behind it as its steps, as far as one
+4. *Prune* what nobody reads any more.
+5. *Fuse*: a convolution takes the element-wise operations behind it as its steps, as far as one
    chain of them goes; a value with several readers is stored on the way. Operations that no
    convolution takes become ``pointwise`` nodes.
 
@@ -127,6 +129,7 @@ class _Builder:
 
     def build(self) -> Graph:
         self.sink()
+        self.average_first()
         self.absorb()
         self.prune()
         self.readers = self.count_readers()
@@ -193,6 +196,17 @@ class _Builder:
         self.operations.remove(above)
         self.operations.insert(self.operations.index(quantiser) + 1, above)
         return True
+
+    def average_first(self) -> None:
+        """Exchange a scale and shift per channel with the global average behind it."""
+        makers = self.makers()
+        for average in [one for one in self.operations if one.kind == "global_avg"]:
+            while (above := makers.get(average.inputs[0])) is not None and above.kind == "affine":
+                mean = len(self.trace.shapes)
+                self.trace.shapes[mean] = self.trace.shapes[average.output]
+                moved = replace(above, inputs=[mean], output=average.output)
+                average.inputs, average.output = [above.inputs[0]], mean
+                self.operations.insert(self.operations.index(average) + 1, moved)
 
     def absorb(self) -> None:
         """Give quantisers of few bits their tables."""
