@@ -208,9 +208,49 @@ FOVEATE_INLINE void codes_of(const std::uint32_t* planes, int bits, std::uint8_t
 #endif
 }
 
+#if defined(__AVX512F__)
+FOVEATE_INLINE __mmask16 at_least(const std::int32_t* v, const std::int32_t* t, __m512i) {
+    return _mm512_cmpge_epi32_mask(_mm512_loadu_si512(v), _mm512_loadu_si512(t));
+}
+
+FOVEATE_INLINE __mmask16 at_least(const float* v, const float* t, __m512i flip) {
+    const __m512 x = _mm512_castsi512_ps(_mm512_xor_si512(_mm512_loadu_si512(v), flip));
+    return _mm512_cmp_ps_mask(x, _mm512_loadu_ps(t), _CMP_GE_OQ);
+}
+
+// The codes of L channels, one a byte and nothing else.
+template <int L, class Value>
+void count_thresholds(const StepData& said, const Block& block, const Value* values,
+                      const Value* level, const std::int32_t* flips, std::uint32_t invert) {
+    const View view = block.views[said.slot];
+    const int levels = said.levels;
+    const std::ptrdiff_t padded = block.padded;
+    const std::ptrdiff_t stride = view.byte_stride();
+    const int count = block.count;
+    const __m512i one = _mm512_set1_epi32(1);
+    for (int half = 0; half < L; half += 16) {
+        const __m512i flip =
+            flips != nullptr ? _mm512_loadu_si512(flips + half) : _mm512_setzero_si512();
+        const auto inverted = static_cast<__mmask16>(invert >> half);
+        std::uint8_t* const first = view.bytes + block.channel + half;
+        Walk at(block.first, block.width);
+        for (int p = 0; p < count; ++p, at.next()) {
+            const Value* v = values + p * kGroup + half;
+            const Value* t = level + half;
+            __m512i code = _mm512_setzero_si512();
+            for (int j = 0; j < levels; ++j, t += padded) {
+                code = _mm512_mask_add_epi32(code, at_least(v, t, flip) ^ inverted, code, one);
+            }
+            _mm_storeu_si128(reinterpret_cast<__m128i*>(first + view.at(at.y, at.x) * stride),
+                             _mm512_cvtepi32_epi8(code));
+        }
+    }
+}
+#endif
+
 // Codes count the thresholds that a value reaches. The masks of ascending thresholds are nested, so
 // bit b of the count is the parity of every 2^b-th mask.
-template <class Value>
+template <int L, class Value>
 void thresholds(const StepData& step, const Block& block, const Value* values, const Value* table) {
     View view = block.views[step.slot];
     const std::int32_t* flip = step.flip != nullptr ? step.flip + block.channel : nullptr;
@@ -237,6 +277,12 @@ void thresholds(const StepData& step, const Block& block, const Value* values, c
         }
         return;
     }
+#if defined(__AVX512F__)
+    if (view.bits == nullptr && left >= L) {
+        count_thresholds<L>(step, block, values, level, flip, invert);
+        return;
+    }
+#endif
     Walk at(block.first, block.width);
     for (int p = 0; p < block.count; ++p, at.next()) {
         const Value* v = values + p * kGroup;
@@ -279,71 +325,103 @@ FOVEATE_INLINE float rounded(float v, Rounding how) {
     }
 }
 
-// Of a normal number: its mantissa is 1.
-FOVEATE_INLINE bool is_power_of_two(float v) {
-    std::uint32_t word;
-    std::memcpy(&word, &v, sizeof(word));
-    const std::uint32_t exponent = word >> 23;  // and the sign, which is +
-    return (word & 0x7fffffU) == 0 && exponent > 0 && exponent < 255;
-}
-
-// Codes of n values.
-template <Rounding how>
-FOVEATE_INLINE void round_codes(const StepData& step, const float* y, int n, std::uint8_t* codes) {
-    const float top = static_cast<float>((1 << step.bits) - 1);
-    const float half_top = top / 2;
-    const bool bipolar = step.kind == Kind::bipolar;
-    const float by = bipolar ? step.range : step.step;
-    int c = 0;
+// Codes of values, by one rounding. What it needs is worked out once.
+template <Rounding how, bool kBipolar>
+class Rounder {
+  public:
+    explicit FOVEATE_INLINE Rounder(const StepData& step)
+        : by_(kBipolar ? step.range : step.step), top_(static_cast<float>((1 << step.bits) - 1)) {
 #if defined(__AVX512F__)
-    // Division is slow, and by a power of two it is a multiplication: every quotient is the same.
-    const float reciprocal = 1.0F / by;
-    const bool exact = is_power_of_two(by) && is_power_of_two(reciprocal);
-    for (; c + 16 <= n; c += 16) {
-        const __m512 v = _mm512_loadu_ps(y + c);
-        __m512 t = exact ? _mm512_mul_ps(v, _mm512_set1_ps(reciprocal))
-                         : _mm512_div_ps(v, _mm512_set1_ps(by));
-        if (bipolar) {
-            t = _mm512_add_ps(t, _mm512_set1_ps(1.0F));
-            t = _mm512_mul_ps(t, _mm512_set1_ps(half_top));
-        }
-        if constexpr (how == Rounding::half_up) {
-            t = _mm512_add_ps(t, _mm512_set1_ps(0.5F));
-        }
-        t = _mm512_roundscale_ps(
-            t, (how == Rounding::half_even ? _MM_FROUND_TO_NEAREST_INT : _MM_FROUND_TO_NEG_INF) |
-                   _MM_FROUND_NO_EXC);
-        t = _mm512_max_ps(t, _mm512_setzero_ps());  // not-a-number becomes 0
-        t = _mm512_min_ps(t, _mm512_set1_ps(top));
-        _mm_storeu_si128(reinterpret_cast<__m128i*>(codes + c),
-                         _mm512_cvtepi32_epi8(_mm512_cvttps_epi32(t)));
-    }
+        reciprocal_ = by_ > 0x1p-100F && by_ < 0x1p100F ? 1.0F / by_ : kAbsent;
 #endif
-    for (; c < n; ++c) {
-        float t = y[c] / by;
-        if (bipolar) {
-            t = t + 1.0F;
-            t = t * half_top;
-        }
-        t = rounded(t, how);
-        t = t > 0.0F ? t : 0.0F;  // not-a-number becomes 0
-        t = t < top ? t : top;
-        codes[c] = static_cast<std::uint8_t>(static_cast<std::int32_t>(t));
     }
-}
 
-FOVEATE_INLINE void codes_of_values(const StepData& step, const float* y, int n,
-                                    std::uint8_t* codes) {
-    if (step.kind == Kind::bipolar && step.bits == 1) {
+    FOVEATE_INLINE void operator()(const float* y, int n, std::uint8_t* codes) const {
+        int c = 0;
+#if defined(__AVX512F__)
+        for (; c + 16 <= n; c += 16) {
+            _mm_storeu_si128(reinterpret_cast<__m128i*>(codes + c), sixteen(_mm512_loadu_ps(y + c)));
+        }
+#endif
+        for (; c < n; ++c) {
+            float t = y[c] / by_;
+            if (kBipolar) {
+                t = t + 1.0F;
+                t = t * (top_ / 2);
+            }
+            t = rounded(t, how);
+            t = t > 0.0F ? t : 0.0F;  // not-a-number becomes 0
+            t = t < top_ ? t : top_;
+            codes[c] = static_cast<std::uint8_t>(static_cast<std::int32_t>(t));
+        }
+    }
+
+  private:
+#if defined(__AVX512F__)
+    static constexpr float kAbsent = 0.0F;
+    static constexpr float kNear = 1e-3F;
+    static constexpr int kNearest = _MM_FROUND_TO_NEAREST_INT | _MM_FROUND_NO_EXC;
+    static constexpr int kRound =
+        how == Rounding::half_even ? kNearest : _MM_FROUND_TO_NEG_INF | _MM_FROUND_NO_EXC;
+
+    FOVEATE_INLINE __m512 levels(__m512 t) const {
+        if constexpr (kBipolar) {
+            t = _mm512_add_ps(t, _mm512_set1_ps(1.0F));
+            t = _mm512_mul_ps(t, _mm512_set1_ps(top_ / 2));
+        }
+        return how == Rounding::half_up ? _mm512_add_ps(t, _mm512_set1_ps(0.5F)) : t;
+    }
+
+    // Division is slow. The product with the reciprocal is off by less than 1e-4 of a level wherever
+    // the code is not the first or the last one anyway; so unless it comes near to where the
+    // rounding changes, it gives the code of the quotient. Else the quotient is taken.
+    FOVEATE_INLINE __m128i sixteen(__m512 v) const {
+        __m512 t = levels(_mm512_mul_ps(v, _mm512_set1_ps(reciprocal_)));
+        const __m512 off = _mm512_abs_ps(_mm512_sub_ps(t, _mm512_roundscale_ps(t, kNearest)));
+        const __mmask16 near = how == Rounding::half_even
+                                   ? _mm512_cmp_ps_mask(off, _mm512_set1_ps(0.5F - kNear), _CMP_GT_OQ)
+                                   : _mm512_cmp_ps_mask(off, _mm512_set1_ps(kNear), _CMP_LT_OQ);
+        if (__builtin_expect(near != 0 || reciprocal_ == kAbsent, 0)) {
+            t = levels(_mm512_div_ps(v, _mm512_set1_ps(by_)));
+        }
+        t = _mm512_roundscale_ps(t, kRound);
+        t = _mm512_max_ps(t, _mm512_setzero_ps());  // not-a-number becomes 0
+        t = _mm512_min_ps(t, _mm512_set1_ps(top_));
+        return _mm512_cvtepi32_epi8(_mm512_cvttps_epi32(t));
+    }
+
+    float reciprocal_;
+#endif
+    float by_;
+    float top_;
+};
+
+struct SignCodes {
+    FOVEATE_INLINE void operator()(const float* y, int n, std::uint8_t* codes) const {
         for (int c = 0; c < n; ++c) {
             codes[c] = static_cast<std::uint8_t>(y[c] >= 0.0F);
         }
+    }
+};
+
+// Calls work(codes_of) with what makes codes of n values.
+template <class Work>
+FOVEATE_INLINE void with_rounder(const StepData& step, const Work& work) {
+    const auto by_kind = [&]<Rounding how>() {
+        if (step.kind == Kind::bipolar) {
+            work(Rounder<how, true>(step));
+        } else {
+            work(Rounder<how, false>(step));
+        }
+    };
+    if (step.kind == Kind::bipolar && step.bits == 1) {
+        work(SignCodes());
     } else if (step.rounding == Rounding::half_even) {
-        round_codes<Rounding::half_even>(step, y, n, codes);
+        by_kind.template operator()<Rounding::half_even>();
     } else if (step.rounding == Rounding::floor) {
-        round_codes<Rounding::floor>(step, y, n, codes);
+        by_kind.template operator()<Rounding::floor>();
     } else {
-        round_codes<Rounding::half_up>(step, y, n, codes);
+        by_kind.template operator()<Rounding::half_up>();
     }
 }
 
@@ -351,41 +429,58 @@ inline void quantize_narrow(const StepData& step, const float* values, int pixel
                             std::uint8_t* out, std::ptrdiff_t stride) {
     constexpr int kAtOnce = 64;
     std::uint8_t codes[kAtOnce * kGroup + 1] = {};
-    for (int first = 0; first < pixels; first += kAtOnce) {
-        const int count = smaller(kAtOnce, pixels - first);
-        codes_of_values(step, values + std::ptrdiff_t{first} * channels, count * channels, codes);
-        const std::uint8_t* from = codes;
-        std::uint8_t* to = out + first * stride;
-        if (channels == 3) {  // colour pictures; the last pixel must not read beyond the codes
-            for (int p = 0; p < count; ++p, to += 4, from += 3) {
-                std::uint32_t word;
-                std::memcpy(&word, from, 4);
-                word &= 0xffffffU;
-                std::memcpy(to, &word, 4);
+    with_rounder(step, [&](const auto& codes_of_values) {
+        for (int first = 0; first < pixels; first += kAtOnce) {
+            const int count = smaller(kAtOnce, pixels - first);
+            codes_of_values(values + std::ptrdiff_t{first} * channels, count * channels, codes);
+            const std::uint8_t* from = codes;
+            std::uint8_t* to = out + first * stride;
+            if (channels == 3) {  // colour pictures; the last pixel must not read beyond the codes
+                for (int p = 0; p < count; ++p, to += 4, from += 3) {
+                    std::uint32_t word;
+                    std::memcpy(&word, from, 4);
+                    word &= 0xffffffU;
+                    std::memcpy(to, &word, 4);
+                }
+                continue;
             }
-            continue;
+            for (int p = 0; p < count; ++p, to += stride, from += channels) {
+                for (int c = 0; c < channels; ++c) {
+                    to[c] = from[c];
+                }
+                for (int c = channels; c < stride; ++c) {
+                    to[c] = 0;
+                }
+            }
         }
-        for (int p = 0; p < count; ++p, to += stride, from += channels) {
-            for (int c = 0; c < channels; ++c) {
-                to[c] = from[c];
-            }
-            for (int c = channels; c < stride; ++c) {
-                to[c] = 0;
-            }
-        }
-    }
+    });
 }
 
-inline void quantize(const StepData& step, const Block& block, const float* values) {
-    const int lanes = block.channels - block.channel <= 16 ? 16 : kGroup;
-    const View& view = block.views[step.slot];
-    Walk at(block.first, block.width);
-    for (int p = 0; p < block.count; ++p, at.next()) {
-        const float* y = values + p * kGroup;
-        std::uint8_t codes[kGroup] = {};
-        codes_of_values(step, y, lanes, codes);
-        put_codes(view, view.at(at.y, at.x), block.channel, block.channels, codes);
-    }
+template <int L>
+void quantize(const StepData& step, const Block& block, const float* values) {
+    const View view = block.views[step.slot];
+    const int first = block.first;
+    const int count = block.count;
+    const int width = block.width;
+    const int channel = block.channel;
+    const int channels = block.channels;
+    const bool plain = view.bits == nullptr && channels - channel >= L;
+    with_rounder(step, [&](const auto& codes_of_values) {
+        Walk at(first, width);
+        if (plain) {
+            const std::ptrdiff_t stride = view.byte_stride();
+            for (int p = 0; p < count; ++p, at.next()) {
+                codes_of_values(values + p * kGroup, L,
+                                view.bytes + view.at(at.y, at.x) * stride + channel);
+            }
+            return;
+        }
+        for (int p = 0; p < count; ++p, at.next()) {
+            std::uint8_t codes[kGroup] = {};
+            codes_of_values(values + p * kGroup, L, codes);
+            put_codes(view, view.at(at.y, at.x), channel, channels, codes);
+        }
+    });
 }
 
 // ---------------------------------------------------------------- everything in order
@@ -414,7 +509,7 @@ void run_steps_of(const Block& block) {
     for (int s = 0; s < block.n_steps; ++s) {
         const StepData& step = block.steps[s];
         if (step.op == StepOp::thresholds_int) {
-            thresholds(step, block, block.sums, step.table_int);
+            thresholds<L>(step, block, block.sums, step.table_int);
             continue;
         }
         if (step.op == StepOp::store_sums) {
@@ -548,10 +643,10 @@ void run_steps_of(const Block& block) {
                 }
                 break;
             case StepOp::quantize:
-                quantize(step, block, y);
+                quantize<L>(step, block, y);
                 break;
             case StepOp::thresholds_float:
-                thresholds(step, block, y, step.table_float);
+                thresholds<L>(step, block, y, step.table_float);
                 break;
             case StepOp::thresholds_int:
             case StepOp::store_sums:
