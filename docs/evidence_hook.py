@@ -18,6 +18,7 @@ from foveate.report.evidence import Evidence, markdown_table, mean, read_all
 
 _HEADS = {
     "what": "",
+    "name": "",
     "realtime_factor": "x real time",
     "frames_per_s": "frames/s",
     "cpu_s_per_s": "CPU s per s of video",
@@ -28,6 +29,16 @@ _HEADS = {
     "mae_accepted_bpm": "MAE of accepted, bpm",
     "false_accepted": "accepted without a pulse",
     "ms_per_frame": "ms per drawn frame",
+    "ms": "ms per step",
+    "ratio": "times torch's Adam",
+    "fraction": "active",
+    "forward_ms": "forward, ms",
+    "backward_ms": "backward, ms",
+    "measuring_ms": "eigenvalues, ms",
+    "bill_ms": "all, ms",
+    "backward_ratio": "backward, of full",
+    "bill_ratio": "all, of full",
+    "flops_ratio": "FLOPs, of full",
 }
 
 ROOT = Path(__file__).resolve().parent.parent
