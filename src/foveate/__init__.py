@@ -1,8 +1,8 @@
 """foveate: visual perception on a budget.
 
-``foveate.watch`` and ``foveate.shrink`` are the commands as plain Python calls. Every layer, loss,
-policy and analyser lives in its room (``foveate.faces``, ``foveate.learning``, ...) and can be
-used alone. Importing this package costs next to nothing: names are resolved when first used.
+``foveate.watch``, ``foveate.shrink`` and ``foveate.label`` are the commands as plain Python calls.
+Every layer, loss, policy and analyser lives in its room (``foveate.faces``, ``foveate.learning``,
+...) and can be used alone. Importing this package costs next to nothing: names are resolved when first used.
 """
 
 from __future__ import annotations
@@ -12,6 +12,7 @@ from importlib import metadata
 from typing import TYPE_CHECKING, Any
 
 if TYPE_CHECKING:
+    from foveate.apps.label import label as label
     from foveate.apps.shrink import shrink as shrink
     from foveate.apps.watch import watch as watch
     from foveate.errors import FoveateError as FoveateError
@@ -30,6 +31,7 @@ _HOMES = {
     "Timeline": "foveate.streams.timeline",
     "Track": "foveate.faces.track",
     "VideoStream": "foveate.streams.video",
+    "label": "foveate.apps.label",
     "shrink": "foveate.apps.shrink",
     "watch": "foveate.apps.watch",
 }
@@ -43,6 +45,7 @@ __all__ = [
     "Track",
     "VideoStream",
     "__version__",
+    "label",
     "shrink",
     "watch",
 ]

@@ -24,6 +24,7 @@ _SYSTEM_ERRORS = frozenset(
 
 _PERCEIVE = Group("Perceive", sort_key=1)
 _SMALL = Group("Make small", sort_key=2)
+_LESS = Group("Label and share less", sort_key=2.5)
 _RESEARCH = Group("Research", sort_key=3)
 _MACHINE = Group("This machine", sort_key=4)
 
@@ -256,6 +257,114 @@ def _numbers(name: str, text: str | None) -> tuple[float, ...] | None:
             f"--{name} {text} is no list of numbers; expected one per channel, pixels being 0 to "
             "1, for instance 0.5,0.5,0.5"
         ) from None
+
+
+@app.command(group=_LESS)
+def label(
+    pool: Path,
+    *,
+    budget: int | None = None,
+    classes: str | None = None,
+    out: Path | None = None,
+    labels: Path | None = None,
+    features: Path | None = None,
+    id: str | None = None,
+    columns: str | None = None,
+    terminal: Annotated[bool, Parameter(negative="")] = False,
+    answers: Path | None = None,
+    ask: int | None = None,
+    tell: Path | None = None,
+    export: Path | None = None,
+    experts: str | None = None,
+    gamma: float | None = None,
+    restart: int | None = None,
+    reward: Literal["iwa", "iwa_gain", "cem"] | None = None,
+    candidates: int | None = None,
+    seed: int | None = None,
+    port: int = 0,
+    browser: bool = True,
+) -> None:
+    """Label the items that help most: an ensemble of criteria chooses, you answer.
+
+    Opens a page (or asks in the terminal); every answer is saved as it is given, and the same
+    command goes on where it stopped. Writes label.sqlite and labels.csv.
+
+    Parameters
+    ----------
+    pool
+        A folder of pictures, a table (.csv, .tsv, .parquet) or an .npz file with x.
+    budget
+        Answers you are willing to give (default: 50); can be changed later.
+    classes
+        All classes, separated by commas; without them any word is one.
+    out
+        Folder of the session (default: foveate-out/NAME).
+    labels
+        Table with the columns id and label: labels that exist already.
+    features
+        An .npz file with x (and ids): embeddings to choose by.
+    id
+        Column of a table that names its items (default: id; row numbers them).
+    columns
+        Columns of a table to choose by, separated by commas (default: all of numbers).
+    terminal
+        Ask here instead of on a page.
+    answers
+        Table with the columns id and label that answers instead of a person.
+    ask
+        Write the next so many ids as CSV to stdout, and stop.
+    tell
+        Take labels from a table with the columns id and label.
+    export
+        Write all labels to this CSV file.
+    experts
+        Criteria, separated by commas: US, DENS, DFF, RAND (default), QUIRE, QBC, US*DENS.
+    gamma
+        Share of pure chance in every draw (default: 0.1; 0.3 from five experts on).
+    restart
+        Answers after which all experts start anew (default: 10, above 60 a fifth of the budget).
+    reward
+        What experts are rewarded for: iwa (default), iwa_gain or cem.
+    candidates
+        The most items that the experts look at for a draw (default: 2000).
+    seed
+        Of all draws.
+    port
+        Of the page (default: a free one).
+    browser
+        Open the page in a browser.
+    """
+    from foveate.apps.label import label as label_pool
+    from foveate.report import terminal as screen
+
+    label_pool(
+        pool,
+        out,
+        budget=budget,
+        classes=_words(classes),
+        labels=labels,
+        features=features,
+        id_column=id,
+        columns=_words(columns),
+        terminal=terminal,
+        answers=answers,
+        ask=ask,
+        tell=tell,
+        export=export,
+        experts=_words(experts) or None,
+        gamma=gamma,
+        restart=restart,
+        reward=reward,
+        candidates=candidates,
+        seed=seed,
+        port=port,
+        browser=browser,
+        bar=lambda: screen.recipe("label"),
+    )
+
+
+def _words(text: str | None) -> tuple[str, ...]:
+    return tuple(word.strip() for word in (text or "").split(",") if word.strip())
 
 
 @app.command(group=_RESEARCH)
@@ -497,6 +606,73 @@ def bench_engine(
     terminal.print_engine(rows)
     if plot is not None:
         engine_bench.write_plot(rows, plot)
+
+
+@bench.command(name="optimizers")
+def bench_optimizers(
+    *,
+    parameters: int = 10_000_000,
+    rounds: int = 30,
+    threads: int = 1,
+    out: Path | None = None,
+) -> None:
+    """Time one step of signADAM and its relatives beside torch's Adam.
+
+    Parameters
+    ----------
+    parameters
+        Weights of the network.
+    rounds
+        Turns of every optimizer; a low percentile counts.
+    threads
+        Threads of torch.
+    out
+        Write the figures to this JSON file as well.
+    """
+    from foveate.apps.bench_optimizers import time_steps
+    from foveate.report import terminal
+
+    rows = time_steps(parameters, rounds, threads, out)
+    columns = {"name": "", "ms": "ms", "ratio": "of Adam's time"}
+    terminal.print_ratios(f"One step of {parameters:,} weights", rows, columns)
+
+
+@bench.command(name="modular")
+def bench_modular(
+    *, width: int = 256, rounds: int = 10, threads: int = 1, out: Path | None = None
+) -> None:
+    """Time training steps in which only a share of the modules is back-propagated through.
+
+    Parameters
+    ----------
+    width
+        Width of the vision transformer's tokens.
+    rounds
+        Turns of every share; a low percentile counts.
+    threads
+        Threads of torch.
+    out
+        Write the figures to this JSON file as well.
+    """
+    from dataclasses import asdict
+
+    from foveate.apps.bench_modular import time_backward
+    from foveate.report import terminal
+
+    with terminal.recipe("bench modular") as progress:
+        rows = time_backward(
+            width=width, rounds=rounds, threads=threads, out=out, progress=progress
+        )
+    columns = {
+        "fraction": "active",
+        "forward_ms": "forward, ms",
+        "backward_ms": "backward, ms",
+        "measuring_ms": "eigenvalues, ms",
+        "backward_ratio": "backward, of full",
+        "bill_ratio": "all, of full",
+        "flops_ratio": "FLOPs, of full",
+    }
+    terminal.print_ratios(f"One step, width {width}", [asdict(row) for row in rows], columns)
 
 
 def main(arguments: list[str] | None = None) -> None:

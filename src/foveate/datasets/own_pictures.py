@@ -144,7 +144,7 @@ def _from_npz(path: Path, share: float, seed: int) -> OwnPictures:
     try:
         with zipfile.ZipFile(path) as archive:
             names = {name.removesuffix(".npy") for name in archive.namelist()}
-    except (OSError, zipfile.BadZipFile) as error:
+    except (OSError, ValueError, NotImplementedError, zipfile.BadZipFile) as error:
         raise FoveateError(
             f"cannot read {path} as an .npz file ({error}); copy the file again"
         ) from error

@@ -29,6 +29,7 @@ __all__ = [
     "one_video",
     "print_accuracy",
     "print_bench",
+    "print_ratios",
     "print_card",
     "print_data",
     "print_doctor",
@@ -355,6 +356,19 @@ def print_bench(rows: Sequence[Mapping[str, Any]]) -> None:
         style="dim",
         highlight=False,
     )
+
+
+def print_ratios(title: str, rows: Sequence[Mapping[str, Any]], columns: Mapping[str, str]) -> None:
+    """Rows of a benchmark as they are: `columns` maps a key to its heading, in order."""
+    table = Table(title=title, title_justify="left", box=None, padding=(0, 2, 0, 0))
+    for number, heading in enumerate(columns.values()):
+        table.add_column(heading, overflow="fold", justify="right" if number else "left")
+    for row in rows:
+        cells = (row[key] for key in columns)
+        table.add_row(
+            *(f"{cell:.2f}" if isinstance(cell, float) else escape(str(cell)) for cell in cells)
+        )
+    _out.print(table)
 
 
 def print_engine(rows: Sequence[Mapping[str, Any]]) -> None:
