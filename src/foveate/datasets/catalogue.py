@@ -14,8 +14,11 @@ from pathlib import Path
 from foveate.datasets.camvid import CamVid
 from foveate.datasets.card import DataCard
 from foveate.datasets.coco import COCO
+from foveate.datasets.coswara import Coswara
 from foveate.datasets.images import CIFAR10, CIFAR100, MNIST, FashionMNIST, ImageNet
 from foveate.datasets.keel import Table as KeelTable
+from foveate.datasets.mimic3_ihm import MIMIC3IHM
+from foveate.datasets.physionet2012 import PhysioNet2012
 from foveate.datasets.rppg import MMPD, PURE, UBFCrPPG
 from foveate.datasets.voc import VOCDetection
 from foveate.errors import FoveateError
@@ -142,18 +145,7 @@ GATED: tuple[DataCard, ...] = (
         kinds={"videos": ("train/JPEGImages/*",), "labels": ("train/instances.json", "train.json")},
         gated=True,
     ),
-    DataCard(
-        name="MIMIC-III",
-        title="MIMIC-III Clinical Database (2016)",
-        task="hospital mortality from time series",
-        licence="PhysioNet Credentialed Health Data License 1.5.0 (as remembered)",
-        size="about 60,000 intensive-care stays, 26 CSV tables",
-        url="https://physionet.org/content/mimiciii/",
-        citation="A. E. W. Johnson et al., MIMIC-III, Scientific Data, 2016",
-        layout="CHARTEVENTS.csv.gz, ADMISSIONS.csv.gz, PATIENTS.csv.gz, ...",
-        kinds={"tables": ("ADMISSIONS.csv*", "CHARTEVENTS.csv*")},
-        gated=True,
-    ),
+    MIMIC3IHM.card,
     DataCard(
         name="Something-Something",
         title="Something-Something V2 (2018)",
@@ -345,17 +337,8 @@ OPEN: tuple[DataCard, ...] = (
     CamVid.card,
     VOCDetection.card,
     COCO.card,
-    DataCard(
-        name="physionet2012",
-        title="PhysioNet Challenge 2012, sets a and b",
-        task="hospital mortality from time series",
-        licence="ODC-By 1.0 (as remembered)",
-        size="4,000 + 4,000 intensive-care stays, 41 parameters",
-        url="https://physionet.org/content/challenge-2012/",
-        citation="I. Silva et al., Predicting In-Hospital Mortality of ICU Patients, CinC 2012",
-        layout="health/physionet2012_set_{a,b}.npz",
-        kinds={"sets": ("health/physionet2012_set_[ab].npz",)},
-    ),
+    PhysioNet2012.card,
+    Coswara.card,
     DataCard(
         name="pupil-gaze",
         title="Pupil Core gaze table and Neon demo recording without video",
