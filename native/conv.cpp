@@ -480,16 +480,8 @@ void Conv::set_up_group(Scratch& scratch, int count, int group, const View& in) 
                 in.bytes + scratch.starts[p] * in.byte_stride() + group * s.group_in();
         }
         if (per_sum_ != 0) {
-            for (int p = 0; p < count; ++p) {
-                std::int32_t sum = 0;
-                for (const std::ptrdiff_t tap : scratch.taps) {
-                    const std::uint8_t* at = scratch.bytes[p] + tap * in.byte_stride();
-                    for (int c = 0; c < s.group_in(); ++c) {
-                        sum += at[c];
-                    }
-                }
-                scratch.window_sums[p] = sum;
-            }
+            k.sum_codes(scratch.bytes, count, scratch.taps.data(), s.taps(), in.byte_stride(),
+                        s.group_in(), scratch.window_sums);
         }
         return;
     }

@@ -41,6 +41,9 @@ struct Kernels {
     // `lanes` on need not be computed.
     void (*dot8)(const std::uint8_t* const* pixels, int n_pix, const std::int32_t* offsets, int n,
                  const std::int8_t* weights, int lanes, std::int32_t factor, std::int32_t* out);
+    // out[p] = the sum of `channels` codes at each of n taps, which are in pixels of `stride` bytes.
+    void (*sum_codes)(const std::uint8_t* const* pixels, int n_pix, const std::ptrdiff_t* taps,
+                      int n, std::ptrdiff_t stride, int channels, std::int32_t* out);
     // out = fma chain over t from 0; offsets in floats
     void (*dotf)(const float* const* pixels, int n_pix, const std::int32_t* offsets, int n,
                  const float* weights, float* out);

@@ -177,7 +177,7 @@ void dotf(const float* const* pixels, int n_pix, const std::int32_t* offsets, in
 
 }  // namespace
 
-const Kernels kAvx512 = {"avx512", impl::start, count<Xor>, count<And>, count_ones, dot8, dotf,
+const Kernels kAvx512 = {"avx512", impl::start, count<Xor>, count<And>, count_ones, dot8, impl::sum_codes, dotf,
                          impl::depthwise8, impl::depthwisef, impl::max_of,
                          impl::max_of_codes, impl::add_rows, impl::quantize_narrow,
                          impl::run_steps};

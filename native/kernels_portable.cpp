@@ -51,7 +51,8 @@ void dotf(const float* const* pixels, int n_pix, const std::int32_t* offsets, in
 
 }  // namespace
 
-const Kernels kPortable = {"portable", impl::start, count_xor,  count_and, count_ones_portable, dot8, dotf,
+const Kernels kPortable = {"portable", impl::start, count_xor,  count_and, count_ones_portable, dot8,
+                           impl::sum_codes, dotf,
                            impl::depthwise8, impl::depthwisef, impl::max_of,
                            impl::max_of_codes, impl::add_rows, impl::quantize_narrow,
                            impl::run_steps};

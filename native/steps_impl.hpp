@@ -694,6 +694,35 @@ inline void start(const std::int32_t* const* rows, const std::int32_t* scalars, 
 
 // ---------------------------------------------------------------- rows
 
+inline void sum_codes(const std::uint8_t* const* pixels, int n_pix, const std::ptrdiff_t* taps,
+                      int n, std::ptrdiff_t stride, int channels, std::int32_t* out) {
+    for (int p = 0; p < n_pix; ++p) {
+        std::int32_t sum = 0;
+#if defined(__AVX2__)
+        __m256i sums = _mm256_setzero_si256();
+#endif
+        for (int t = 0; t < n; ++t) {
+            const std::uint8_t* at = pixels[p] + taps[t] * stride;
+            int c = 0;
+#if defined(__AVX2__)
+            for (; c + 32 <= channels; c += 32) {
+                const __m256i codes = _mm256_loadu_si256(reinterpret_cast<const __m256i*>(at + c));
+                sums = _mm256_add_epi64(sums, _mm256_sad_epu8(codes, _mm256_setzero_si256()));
+            }
+#endif
+            for (; c < channels; ++c) {
+                sum += at[c];
+            }
+        }
+#if defined(__AVX2__)
+        std::uint64_t four[4];
+        _mm256_storeu_si256(reinterpret_cast<__m256i*>(four), sums);
+        sum += static_cast<std::int32_t>(four[0] + four[1] + four[2] + four[3]);
+#endif
+        out[p] = sum;
+    }
+}
+
 inline void max_of_codes(const std::uint8_t* const* rows, int n, int bytes, std::uint8_t* out) {
     int c = 0;
 #if defined(__AVX2__)

@@ -259,3 +259,15 @@ def test_real_wine_iris_and_cancer_are_scikit_learns(shared_data: Path):
     assert np.allclose(
         np.sort(ours.x[:, 0]), np.sort(theirs.data[:, 0]), atol=5e-3
     )  # KEEL's are rounded
+
+
+@pytest.mark.parametrize("cell", ["inf", "-Inf", "Infinity", "1e999"])
+def test_infinite_numbers_make_no_category(tmp_path: Path, cell: str):
+    with pytest.raises(FoveateError, match=r"too large|infinite"):
+        load("t", write(tmp_path, f"1,a\n2,b\n{cell},a\n4,b\n"))
+
+
+def test_one_number_written_in_two_ways_is_one_class(tmp_path: Path):
+    table = load("t", write(tmp_path, "5,1\n6,0\n7,1.0\n8,0\n9,+1\n"))
+    assert table.classes == ("0", "1")
+    assert table.y.tolist() == [1, 0, 1, 0, 1]

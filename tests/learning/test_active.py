@@ -1,4 +1,4 @@
-"""Advice, criteria, rewards and strategies against brute force and scikit-activeml."""
+"""DEAL: advice, rewards and whole sessions against what is written out here."""
 
 from __future__ import annotations
 
@@ -6,7 +6,6 @@ import dataclasses
 import doctest
 import json
 import math
-import sys
 
 import numpy as np
 import pytest
@@ -15,8 +14,8 @@ from hypothesis import strategies as st
 from sklearn.base import BaseEstimator, ClassifierMixin
 from sklearn.datasets import load_iris
 from sklearn.linear_model import LogisticRegression
-from sklearn.svm import SVC
 
+from active_pools import CHEAP, LOGISTIC, NOISY, TASK, sessions
 from foveate.errors import FoveateError
 from foveate.learning import active
 from foveate.learning.active import (
@@ -33,39 +32,6 @@ from foveate.learning.active import (
     rank_advice,
     simulate,
 )
-
-LOGISTIC = LogisticRegression(solver="newton-cholesky")
-
-
-def blobs(n: int = 80, classes: int = 2, seed: int = 0) -> tuple[np.ndarray, np.ndarray]:
-    rng = np.random.default_rng(seed)
-    y = np.arange(n) % classes
-    centre = 1.2 * np.stack([np.cos(y * 2 * np.pi / classes), np.sin(y * 2 * np.pi / classes)], 1)
-    return centre + rng.normal(size=(n, 2)), y
-
-
-TASK = pool_task(*blobs(), seed=0)
-NOISY = dataclasses.replace(  # nobody is right on all of these
-    TASK, y_pool=np.random.default_rng(9).integers(0, 2, len(TASK.y_pool))
-)
-CHEAP = {  # two opposite criteria that need no library
-    "left": lambda classifier, x, y, pool: -pool[:, 0],
-    "right": lambda classifier, x, y, pool: pool[:, 0],
-}
-
-
-def sessions(strategy, task, rounds: int):
-    """Play by hand: yields query, pool before it, labels after it, reward."""
-    left, x, y = np.arange(len(task.y_pool)), task.x_start, task.y_start
-    for _ in range(rounds):
-        pool = task.x_pool[left]
-        query = strategy.query(pool, x, y)
-        row, left = left[query.index], np.delete(left, query.index)
-        x = np.concatenate([x, task.x_pool[row : row + 1]])
-        y = np.append(y, task.y_pool[row])
-        reward = strategy.feedback(query, x[-1], y[-1], x, y, task.x_pool[left])
-        yield query, pool, (x, y), reward
-
 
 # --- advice --------------------------------------------------------------------------------
 
@@ -99,110 +65,6 @@ def test_advice_sees_the_order_only(scores, scale):
 def test_indifference_is_uniform_and_infinite_scores_have_a_rank():
     assert rank_advice(np.zeros(7)) == pytest.approx(np.full(7, 1 / 7))
     assert np.argsort(rank_advice([0.0, math.inf, -math.inf])).tolist() == [2, 0, 1]
-
-
-# --- criteria ------------------------------------------------------------------------------
-
-
-def labelled(classes: int = 3):
-    x, y = blobs(60, classes, seed=5)
-    return x[:15], y[:15], x[15:]
-
-
-def test_us_agrees_with_the_library_and_with_two_lines():
-    from skactiveml.classifier import SklearnClassifier
-    from skactiveml.pool import UncertaintySampling
-
-    x, y, pool = labelled()
-    classifier = LOGISTIC.fit(x, y)
-    found = EXPERTS["US"](classifier, x, y, pool)
-    top = np.sort(classifier.predict_proba(pool), 1)
-    assert found == pytest.approx(1 - (top[:, -1] - top[:, -2]))
-    theirs = UncertaintySampling(method="margin_sampling").query(
-        x, y, SklearnClassifier(LOGISTIC, classes=[0, 1, 2]), candidates=pool,
-        return_utilities=True,
-    )  # fmt: skip
-    assert np.argmax(found) == theirs[0][0]
-    assert found == pytest.approx(theirs[1][0])
-
-
-@pytest.mark.parametrize("classes", [2, 3])
-def test_us_of_an_svm_is_its_smallest_margin(classes):
-    x, y, pool = labelled(classes)
-    classifier = SVC(kernel="linear").fit(x, y)
-    values = classifier.decision_function(pool)
-    gap = np.abs(values) if classes == 2 else np.diff(np.sort(values, 1)[:, -2:], axis=1)[:, 0]
-    found = EXPERTS["US"](classifier, x, y, pool)
-    assert np.array_equal(np.argsort(-found, kind="stable"), np.argsort(gap, kind="stable"))
-    assert ((found > 0) & (found <= 1)).all()
-
-
-def test_density_and_distance_by_brute_force():
-    x, y, pool = labelled()
-    apart = [math.dist(a, b) for i, a in enumerate(pool) for b in pool[:i]]
-    sigma = float(np.median(apart))
-    density = [
-        sum(math.exp(-(math.dist(a, b) ** 2) / (2 * sigma**2)) for b in pool) / len(pool)
-        for a in pool
-    ]
-    assert EXPERTS["DENS"](None, x, y, pool) == pytest.approx(density)
-    nearest = [min(math.dist(a, b) for b in x) for a in pool]
-    assert EXPERTS["DFF"](None, x, y, pool) == pytest.approx(nearest, abs=1e-7)
-    assert len(set(EXPERTS["RAND"](None, x, y, pool).tolist())) == 1
-
-
-def test_density_of_a_large_pool_is_bounded_work_and_much_the_same(monkeypatch):
-    pool, _ = blobs(120)
-    full = EXPERTS["DENS"](None, pool, None, pool)
-    monkeypatch.setattr(active, "BLOCK", 7)
-    assert EXPERTS["DENS"](None, pool, None, pool) == pytest.approx(full)
-    monkeypatch.setattr(active, "ANCHORS", 40)
-    assert np.corrcoef(EXPERTS["DENS"](None, pool, None, pool), full)[0, 1] > 0.8
-    same = np.ones((5, 3))
-    assert EXPERTS["DENS"](None, same, None, same) == pytest.approx(np.ones(5))
-    assert EXPERTS["DENS"](None, same, None, same[:1]) == pytest.approx([1.0])
-
-
-def test_quire_is_the_librarys():
-    from skactiveml.pool import Quire
-
-    x, y, pool = labelled(2)
-    names = np.array(["no", "yes"])[y]
-    theirs = Quire(classes=[0, 1]).query(
-        np.concatenate([x, pool]), np.concatenate([y, np.full(len(pool), np.nan)]),
-        return_utilities=True,
-    )[1][0]  # fmt: skip
-    assert EXPERTS["QUIRE"](None, x, names, pool) == pytest.approx(theirs[len(x) :])
-
-
-def test_committee_disagrees_between_the_classes():
-    x, y, pool = labelled(2)
-    found = EXPERTS["QBC"](LOGISTIC.fit(x, y), x, np.array(["a", "b"])[y], pool)
-    shares = np.array([0, 1, 2]) / 5  # of five votes, entropies of 5:0, 4:1, 3:2
-    entropy = [-sum(s * math.log(s) for s in (a, 1 - a) if s > 0) for a in shares]
-    assert all(min(abs(value - e) for e in entropy) < 1e-9 for value in found)
-    far = np.abs(pool[:, 0]) > 1.2  # the centres are at -1.2 and 1.2
-    assert found[~far].mean() > found[far].mean()
-    again = EXPERTS["QBC"](LOGISTIC.fit(x, y), x, np.array(["a", "b"])[y], pool)
-    assert np.array_equal(found, again)  # pure: a resumed session asks the same
-    one = np.array([0, 1])  # a bootstrap of one label per class is those labels
-    assert EXPERTS["QBC"](LOGISTIC.fit(x, y), x[one], y[one], pool).max() == 0
-
-
-def test_doubt_times_density():
-    x, y, pool = labelled()
-    classifier = LOGISTIC.fit(x, y)
-    us, dens, both = (EXPERTS[n](classifier, x, y, pool) for n in ("US", "DENS", "US*DENS"))
-    assert both == pytest.approx(us * dens)
-
-
-def test_without_the_extra_it_says_what_to_install(monkeypatch):
-    monkeypatch.setitem(sys.modules, "skactiveml", None)
-    monkeypatch.setitem(sys.modules, "skactiveml.pool", None)
-    with pytest.raises(FoveateError, match=r"pip install 'foveate\[active\]'"):
-        DEAL(None, LOGISTIC, 9).query(TASK.x_pool, TASK.x_start, TASK.y_start)
-    mixed = DEAL(("DENS", "DFF", "RAND"), LOGISTIC, 9, random_state=0)  # these need no library
-    assert mixed.query(TASK.x_pool, TASK.x_start, TASK.y_start).expert in ("DENS", "DFF", "RAND")
 
 
 # --- rewards -------------------------------------------------------------------------------
@@ -372,65 +234,6 @@ def test_restart_in_a_session_and_its_two_ends():
     assert never.restarts == []
 
 
-def test_single_expert_takes_the_best_and_draws_among_equals():
-    right = SingleExpert({"right": CHEAP["right"]}, LOGISTIC, 5, random_state=0)
-    curve = simulate(right, TASK, 5)
-    assert curve.queried.tolist() == np.argsort(-TASK.x_pool[:, 0], kind="stable")[:5].tolist()
-    firsts = {simulate(SingleExpert("RAND", LOGISTIC, 1, seed), TASK, 1).queried[0]
-              for seed in range(12)}  # fmt: skip
-    assert len(firsts) > 6
-
-
-# --- ALBL ----------------------------------------------------------------------------------
-
-
-def test_albl_by_hand():
-    """Its weights out of its queries, with criteria that never propose a labelled item."""
-    albl = ALBL(CHEAP, LOGISTIC, 8, delta=0.1, random_state=0)
-    n, t_all = len(TASK.y_pool), 8
-    p_min = math.sqrt(math.log(2) / (2 * t_all))
-    w, bought = np.ones(2), []
-    for query, _, (x, y), reward in sessions(albl, TASK, 8):
-        p = (1 - 2 * p_min) * w / w.sum() + p_min
-        q = p @ query.advice
-        assert query.probability == pytest.approx(q[query.index])
-        bought.append(1 / q[query.index])
-        right = LogisticRegression(solver="newton-cholesky").fit(x, y).predict(x[2:]) == y[2:]
-        assert reward == pytest.approx(np.dot(right, bought) / (n * t_all))
-        for m in range(2):
-            gain = reward * query.advice[m, query.index] / q[query.index]
-            bonus = math.sqrt(math.log(2 / 0.1) / (2 * t_all)) / p[m]
-            w[m] *= math.exp(p_min / 2 * (gain + bonus))
-        assert albl.bandit.weights == pytest.approx(w / w.sum())
-    assert albl.redrawn == 0
-
-
-def test_albl_redraws_cost_no_label_and_teach():
-    """Two far classes, so that all are right: the reward is the sum of 1 / q of *all* draws."""
-    x = np.arange(12.0)[:, None] % 2 * 20 + np.arange(12.0)[:, None] / 10
-    task = dataclasses.replace(TASK, x_pool=x, y_pool=np.arange(12) % 2, x_test=x,
-                               y_test=np.arange(12) % 2, x_start=np.array([[0.0], [20.0]]),
-                               y_start=np.array([0, 1]))  # fmt: skip
-    experts = {"RAND": EXPERTS["RAND"], "right": CHEAP["right"]}
-    albl = ALBL(experts, LOGISTIC, 11, random_state=1)
-    updates = []
-    learn = albl.bandit.learn
-    albl.bandit.learn = lambda *a: (updates.append(a), learn(*a))
-    queried, total, sizes = [], 0.0, []
-    for query, pool, (labelled, _), reward in sessions(albl, task, 11):
-        for gains, over_p in updates[:-1]:  # before the query: items that had their label
-            total += 12 * over_p[0]  # RAND alone proposed it: q = p_RAND / 12
-            assert gains == pytest.approx([total / (12 * 11) * over_p[0], 0])
-        total += 1 / query.probability
-        assert reward == pytest.approx(total / (12 * 11))
-        updates.clear()
-        queried.append(labelled[-1, 0])
-        sizes.append(len(pool))
-    assert sizes == list(range(12, 1, -1))  # each label takes one item, redraws take none
-    assert len(set(queried)) == 11
-    assert albl.redrawn > 0
-
-
 # --- sessions that end and go on -----------------------------------------------------------
 
 
@@ -511,40 +314,6 @@ def test_a_batch_is_drawn_without_replacement_from_one_p():
         deal.query_batch(pool, *start, 9)
 
 
-# --- simulation ----------------------------------------------------------------------------
-
-
-def test_same_seed_same_split_and_first_labels():
-    """Line 10."""
-    x, y = blobs(50, 3)
-    one, other = pool_task(x, y, seed=4), pool_task(x, y, seed=4)
-    for field in dataclasses.fields(one):
-        assert np.array_equal(getattr(one, field.name), getattr(other, field.name))
-    assert one.seed == 4
-    assert sorted(one.y_start.tolist()) == [0, 1, 2]
-    assert len(one.y_pool) + 3 == len(one.y_test) == 25
-    assert not np.array_equal(pool_task(x, y, seed=5).x_test, one.x_test)
-    train = np.concatenate([one.x_pool, one.x_start])
-    assert train.mean(0) == pytest.approx([0, 0], abs=1e-12)
-    assert train.std(0) == pytest.approx([1, 1])
-    together = np.concatenate([train, one.x_test])  # every row once, none in both halves
-    assert len(np.unique(together.round(9), axis=0)) == 50
-
-
-def test_curve_of_a_simulated_session():
-    curve = simulate(DEAL(None, None, 12, random_state=0), TASK, 12)
-    assert curve.accuracy.shape == (13,)
-    assert curve.alc == pytest.approx(np.mean(curve.accuracy[1:]))
-    assert len(set(curve.queried.tolist())) == 12
-    last = LogisticRegression().fit(
-        np.concatenate([TASK.x_start, TASK.x_pool[curve.queried]]),
-        np.concatenate([TASK.y_start, TASK.y_pool[curve.queried]]),
-    )
-    assert curve.accuracy[-1] == last.score(TASK.x_test, TASK.y_test)
-    whole = simulate(UniformMixture(CHEAP, LOGISTIC, 9, reward="cem"), TASK, len(TASK.y_pool))
-    assert sorted(whole.queried.tolist()) == list(range(len(TASK.y_pool)))
-
-
 def deal_query(**changes):
     given = {"x_pool": TASK.x_pool, "x_labelled": TASK.x_start, "y_labelled": TASK.y_start}
     return DEAL(changes.pop("experts", CHEAP), changes.pop("estimator", LOGISTIC), 9).query(
@@ -570,6 +339,16 @@ def deal_feedback(x_item, label):
         (lambda: deal_query(y_labelled=[1]), r"y_labelled \(2,\)"),
         (lambda: deal_query(y_labelled=[1.0, math.nan]), "missing label"),
         (lambda: deal_query(y_labelled=np.array(["a", None], object)), "missing label"),
+        (lambda: deal_query(y_labelled=TASK.x_start[:, 0]), "classes"),
+        (lambda: deal_query(y_labelled=np.array([1, "a"], object)), "one type"),
+        (lambda: DEAL(CHEAP, LOGISTIC, math.nan), "budget"),
+        (lambda: DEAL(CHEAP, LOGISTIC, 9.5), "budget"),
+        (lambda: DEAL(CHEAP, LOGISTIC, 9, random_state=-1), "random_state"),
+        (lambda: DEAL(CHEAP, LOGISTIC, 9, random_state="seven"), "random_state"),
+        (lambda: importance_weighted_accuracy([1, 0], [math.nan, 1]), "above 0"),
+        (lambda: importance_weighted_accuracy([1, 0], [0, 0]), "above 0"),
+        (lambda: importance_weighted_accuracy([math.nan, 0], [1, 1]), "above 0"),
+        (lambda: importance_weighted_accuracy([1], [1], "budget", 0), "budget"),
         (lambda: deal_query(experts=("US", "UX")), "no expert 'UX'"),
         (lambda: deal_query(experts={}), "at least one expert"),
         (lambda: deal_query(experts={"bad": lambda c, x, y, p: p}), r"expert bad gave scores"),
@@ -581,6 +360,8 @@ def deal_feedback(x_item, label):
         (lambda: deal_feedback(TASK.x_pool[0], 0), "append them first"),
         (lambda: deal_feedback(TASK.x_start[0], 1 - TASK.y_start[0]), "append them first"),
         (lambda: DEAL(CHEAP, LOGISTIC, 0), "budget"),
+        (lambda: UniformMixture(CHEAP, LOGISTIC, 9, restart=5), "fixes restart itself"),
+        (lambda: COMB(CHEAP, LOGISTIC, 9, reward="iwa"), "fixes reward itself"),
         (lambda: DEAL(CHEAP, LOGISTIC, 9, reward="luck"), "iwa_gain"),
         (lambda: DEAL(CHEAP, LOGISTIC, 9, iwa_normaliser="z"), "normaliser"),
         (lambda: DEAL(CHEAP, LOGISTIC, 9, rank_alpha=0), "rank_alpha"),
@@ -591,10 +372,6 @@ def deal_feedback(x_item, label):
         (lambda: rank_advice([math.nan]), "NaN"),
         (lambda: importance_weighted_accuracy([1], [1, 2]), "importance"),
         (lambda: class_entropy([0, 1, 2], 2), "n_classes"),
-        (lambda: pool_task(np.zeros((9, 2)), np.zeros(8), 0), "needs y"),
-        (lambda: pool_task(np.zeros((9, 2)), np.zeros(9), 0), "two classes"),
-        (lambda: pool_task(np.zeros((3, 2)), [0, 1, 2], 0), "cannot split"),
-        (lambda: simulate(DEAL(CHEAP, LOGISTIC, 9), TASK, 1000), "budget of 1 to"),
     ],
 )
 def test_bad_input_is_one_sentence(what, message):

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import copy
 import hashlib
+import math
 import warnings
 
 import numpy as np
@@ -519,3 +520,46 @@ def test_bad_batches_are_refused():
     for style in ((mu[:1, :2], sigma), (mu, sigma.flatten()), (mu, sigma.expand(2, 3, 4, 4))):
         with pytest.raises(FoveateError, match="adain expects"):
             adain(f, *style)
+
+
+def test_a_teacher_in_training_mode_is_not_changed_by_the_probe():
+    """Line 4: batch statistics as before, modes put back."""
+    net = a_teacher()
+    x, y = pictures()
+    expected = channel_sensitivity(HookedModel(net.eval()), [(x, y)], "layer1")
+    before = digest(net)
+    net.train()
+    assert channel_sensitivity(HookedModel(net), [(x, y)], "layer1") == expected
+    assert digest(net) == before
+    assert net.training
+    assert net.bn1.training
+
+
+def test_student_and_teacher_may_not_share_weights():
+    """A shared stage would be frozen in silence."""
+    net = a_teacher()
+    x, _ = pictures()
+    with pytest.raises(FoveateError, match="copy"):
+        AdaINDistiller(net, net, ("layer1",), x)
+    student = a_teacher(seed=3)
+    student.conv1 = net.conv1
+    with pytest.raises(FoveateError, match="copy"):
+        AdaINDistiller(cut(net), student, ("layer1",), x)
+    assert all(p.requires_grad for p in student.parameters())  # nothing was frozen by the attempt
+
+
+def test_an_example_without_finite_features_is_refused():
+    x, _ = pictures()
+    with pytest.raises(FoveateError, match="not finite"):
+        AdaINDistiller(a_teacher(), a_teacher(seed=1), ("layer1",), x * math.nan)
+
+
+@pytest.mark.parametrize("wrap", [cut, HookedModel])
+def test_a_feature_to_judge_by_lies_behind_the_layers(wrap):
+    """In front of the layer L_ada was 0 for ever, and only hooks let it pass."""
+    x, _ = pictures()
+    with pytest.raises(FoveateError, match="layer1"):
+        AdaINDistiller(
+            wrap(a_teacher()), a_teacher(seed=1), ("layer2",), x,
+            judge="feature_l2", judge_layer="layer1", statistics="mean",
+        )  # fmt: skip

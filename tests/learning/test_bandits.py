@@ -313,6 +313,26 @@ def test_bad_input_is_one_sentence(what, message):
     assert "\n" not in str(error.value)
 
 
+@pytest.mark.parametrize(
+    "what",
+    [
+        lambda: REXP4(2.5),
+        lambda: REXP4(2, restart=2.5),
+        lambda: REXP4(True),
+        lambda: EXP4P(2.5, 2, 9),
+        lambda: EXP4P(2, 2, math.nan),
+        lambda: EXP4P(2, 2, 9).learn(np.array([math.nan, 1.0]), np.ones(2)),
+        lambda: EXP4P(2, 2, 9).learn(np.ones(3), np.ones(3)),
+        lambda: REXP4(2).learn([[0.5, 0.5]] * 2, 0.5, 0.5, 1.0),
+    ],
+)
+def test_counts_are_whole_numbers_and_gains_finite(what):
+    """A restart of 2.5 came at every fifth round, a NaN gain made all weights NaN."""
+    with pytest.raises(FoveateError) as error:
+        what()
+    assert "\n" not in str(error.value)
+
+
 def test_update_checks_its_arm():
     for bandit in (REXP4(2), EXP4P(2, 2, 9)):
         bandit.probabilities([[1.0, 0.0], [0.0, 1.0]])

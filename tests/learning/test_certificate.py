@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import ast
+import math
 from pathlib import Path
 
 import numpy as np
@@ -330,3 +331,59 @@ def test_certified_accuracy_by_hand():
 def test_bad_input_is_named(L, rows, y, points, k, word):
     with pytest.raises(FoveateError, match=word):
         nn_radius(L, rows, y, points, k)
+
+
+@pytest.mark.parametrize("k", [1, 3])
+def test_line_9_radii_do_not_change_when_everything_is_shifted(k):
+    """Checklist 9: far from the origin, beside rows of two classes that nearly coincide, rounding
+    made radii too large by a thousandth. All numbers are dyadic, so that shifts are exact."""
+    rng = np.random.default_rng(0)
+    rows, points = (np.round(rng.normal(size=(n, 3)) * 1024) / 1024 for n in (20, 12))
+    L = rng.normal(size=(3, 3))
+    rows = np.concatenate([rows, rows[:4] + 2.0**-20])
+    y = np.concatenate([np.arange(20) % 2, 1 - np.arange(4) % 2])
+    called, radius = nn_radius(L, rows, y, points, k)
+    shift = 2.0**22
+    again, shifted = nn_radius(L, rows + shift, y, points + shift, k)
+    assert np.array_equal(called, again)
+    assert shifted == pytest.approx(radius, rel=1e-9)
+    exact, far = (exact_radius(L, rows + s, y, points + s)[1] for s in (0.0, shift))
+    assert far == pytest.approx(exact, rel=1e-9)
+
+
+def test_radii_of_many_points_take_bounded_memory(monkeypatch):
+    L, rows, y, points = scene(5, n=60, q=50)
+    expected, exact = nn_radius(L, rows, y, points, 3), exact_radius(L, rows, y, points)
+    real, heights = certificate.cdist, []
+
+    def spy(a, b, *rest):
+        heights.append(len(a) * len(b))
+        return real(a, b, *rest)
+
+    monkeypatch.setattr(certificate, "cdist", spy)
+    monkeypatch.setattr(certificate, "_BLOCK", 200)
+    kept = []
+    bounds = certificate._bounds
+
+    def watch(*arguments):
+        for foreign, found in bounds(*arguments):
+            kept.append(found.base.size if found.base is not None else found.size)
+            yield foreign, found
+
+    monkeypatch.setattr(certificate, "_bounds", watch)
+    for one, other in zip(nn_radius(L, rows, y, points, 3), expected, strict=True):
+        assert np.array_equal(one, other)
+    for one, other in zip(exact_radius(L, rows, y, points), exact, strict=True):
+        assert np.array_equal(one, other)
+    assert max(heights) <= 200
+    assert max(kept) <= 200
+
+
+def test_labels_that_are_none_are_refused():
+    eye, rows = np.eye(2), np.arange(8.0).reshape(4, 2)
+    for y in ([0.0, math.nan, 1.0, 1.0], np.array([None, "a", "a", "b"], object)):
+        for radius in (nn_radius, exact_radius):
+            with pytest.raises(FoveateError, match="label"):
+                radius(eye, rows, y, rows)
+    with pytest.raises(FoveateError, match=r"k is 1\.5"):
+        nn_radius(eye, rows, [0, 1, 0, 1], rows, 1.5)

@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+import math
+
 import numpy as np
 import pytest
 import scipy.special
@@ -327,4 +329,16 @@ def test_bad_input_is_named():
         lambda: LogitKD()(torch.ones(3), torch.ones(3)),
     ):
         with pytest.raises(FoveateError):
+            make()
+
+
+@pytest.mark.parametrize("bad", [math.inf, math.nan])
+def test_temperatures_and_eps_are_finite(bad):
+    """With an infinite temperature the loss was NaN."""
+    for make in (
+        lambda: LogitKD(bad),
+        lambda: StatLoss(eps=bad),
+        lambda: AttentionMatchingLoss(eps=bad),
+    ):
+        with pytest.raises(FoveateError, match="finite"):
             make()

@@ -306,3 +306,9 @@ def test_small_vgg_takes_any_size(widths, classes, channels, height, width):
 def test_small_vgg_refuses_sizes_that_are_none(wrong):
     with pytest.raises(FoveateError, match="three widths"):
         SmallVGG(**wrong)
+
+
+def test_a_stage_is_a_tuple_of_names_and_no_name():
+    """A text would be read letter by letter."""
+    with pytest.raises(FoveateError, match=r"\('conv1',\)"):
+        StagedModel.from_children(a_net(), ["conv1", "layer1"], torch.zeros(1, 3, 16, 16))

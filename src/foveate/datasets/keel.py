@@ -22,6 +22,7 @@ import re
 import zipfile
 import zlib
 from dataclasses import dataclass
+from decimal import Decimal
 from pathlib import Path
 from typing import ClassVar
 
@@ -41,6 +42,7 @@ _MAX_TEXTS = 64  # different texts of one column; more is no category
 _ARCHIVE = "keel_uci_dat.zip"
 _NAME = re.compile(r"[A-Za-z0-9][A-Za-z0-9_-]{0,63}")
 _NUMBER = re.compile(r"[+-]?(\d+\.?\d*|\.\d+)([eE][+-]?\d+)?", re.ASCII)
+_INFINITE = re.compile(r"[+-]?inf(inity)?", re.IGNORECASE)
 _MISSING = frozenset({"", "?", "<null>", "nan", "na", "null"})
 _ATTRIBUTE = re.compile(r"@attribute\s+(?:'([^']+)'|([^\s{\[]+))", re.IGNORECASE)
 
@@ -263,6 +265,8 @@ def _features(
     texts: list[list[str] | None] = []
     for title, column in zip(titles, columns, strict=False):
         is_number = [_NUMBER.fullmatch(cell) is not None for cell in column]
+        if any(is_number) and any(_INFINITE.fullmatch(cell) for cell in column):
+            raise ValueError(f"column {title} has an infinite number; remove its line or mend it")
         if all(is_number):
             texts.append(None)
             continue
@@ -308,7 +312,15 @@ def _labels(cells: list[str]) -> tuple[npt.NDArray[np.int64], tuple[str, ...]]:
         raise ValueError(
             f"its last column has {len(different)} different values; expected the class there"
         )
+    value: dict[str, Decimal | str] = dict(zip(different, different, strict=True))
     if all(_NUMBER.fullmatch(cell) for cell in different):
-        different.sort(key=float)
-    index = {label: number for number, label in enumerate(different)}
-    return np.array([index[cell] for cell in cells], np.int64), tuple(different)
+        try:  # exact: 1 and 1.0 are one class, two large identifiers are not
+            value = {cell: Decimal(cell) for cell in different}
+        except ArithmeticError as error:
+            raise ValueError("a class has an exponent that is out of bounds") from error
+    classes = {one: number for number, one in enumerate(sorted(set(value.values())))}  # type: ignore[type-var]
+    if len(classes) < 2:
+        raise ValueError(f"all rows have the class {cells[0]!r}; expected two classes or more")
+    names = {value[cell]: cell for cell in sorted(different, key=len, reverse=True)}
+    y = np.array([classes[value[cell]] for cell in cells], np.int64)
+    return y, tuple(names[one] for one in classes)

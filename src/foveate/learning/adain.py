@@ -177,15 +177,20 @@ class AdaINDistiller(nn.Module):
                 "AdaINDistiller expects statistics 'both' or 'mean' and connectors 'auto' or "
                 f"'always', got {statistics!r} and {connectors!r}"
             )
-        if not (0 <= beta < math.inf and 0 <= alpha_stat < math.inf and eps > 0):
+        if not (0 <= beta < math.inf and 0 <= alpha_stat < math.inf and 0 < eps < math.inf):
             raise FoveateError(
-                "AdaINDistiller expects weights beta and alpha_stat of at least 0 and eps > 0, got "
-                f"{beta}, {alpha_stat} and {eps}"
+                "AdaINDistiller expects weights beta and alpha_stat of at least 0 and eps > 0, all "
+                f"finite, got {beta}, {alpha_stat} and {eps}"
             )
         if (judge == "feature_l2") != (judge_layer is not None) or judge_layer in pairs:
             raise FoveateError(
                 "judge_layer goes with judge='feature_l2' and is a later stage than all layers, "
                 f"got judge={judge!r}, {judge_layer=} and the layers {', '.join(pairs)}"
+            )
+        if not {id(p) for p in teacher.parameters()}.isdisjoint(map(id, student.parameters())):
+            raise FoveateError(
+                "student and teacher share weights, and those of the teacher are frozen; give "
+                "copy.deepcopy(...) of one of them"
             )
         if not isinstance(teacher, (StagedModel, HookedModel)):
             teacher = HookedModel(teacher)
@@ -199,6 +204,11 @@ class AdaINDistiller(nn.Module):
         with torch.no_grad(), in_eval_mode(student):
             _, theirs, _ = self._look(example)
             _, ours = layer_outputs(student, example, list(self.layers.values()))
+        if not all(bool(feature.isfinite().all()) for feature in (*ours, *theirs)):
+            raise FoveateError(
+                "features of the example are not finite; give ordinary inputs and networks whose "
+                "weights are finite"
+            )
         self.connectors = nn.ModuleList()
         for (name, path), f_s, f_t in zip(self.layers.items(), ours, theirs, strict=True):
             if f_s.ndim != 4 or f_t.ndim != 4:
@@ -213,6 +223,13 @@ class AdaINDistiller(nn.Module):
                 self.connectors.append(connector.to(f_s))  # its device and type
             else:
                 self.connectors.append(nn.Identity())
+            if judge_layer is not None:
+                mu, sigma = channel_stats(f_t, eps)
+                if self._effects(f_t, name, example, (mu + sigma, 2 * sigma)) == [0.0]:
+                    raise FoveateError(
+                        f"the feature at judge_layer {judge_layer!r} does not depend on the layer "
+                        f"{name!r}; name one that the teacher runs later"
+                    )
             if beta > 0 and statistics == "both" and not self._sigma_matters(f_t, name, example):
                 warnings.warn(
                     f"the teacher's answer does not depend on sigma at {name!r}, as behind a last "
@@ -246,12 +263,17 @@ class AdaINDistiller(nn.Module):
     def _sigma_matters(self, f_t: Tensor, name: str, x: Tensor) -> bool:
         """Whether twice the deviation changes the answer, beside what a shift of the mean does."""
         mu, sigma = channel_stats(f_t, self.eps)
+        wider, shifted = self._effects(f_t, name, x, (mu, 2 * sigma), (mu + sigma, sigma))
+        return wider > 1e-3 * shifted
+
+    @torch.no_grad()
+    def _effects(
+        self, f_t: Tensor, name: str, x: Tensor, *styles: tuple[Tensor, Tensor]
+    ) -> list[float]:
+        """How far the answer moves, at most, when the feature is given these statistics."""
         usual = self._answer(f_t, name, x)
-        wider, shifted = (
-            (self._answer(adain(f_t, *style, self.eps), name, x) - usual).abs().max()
-            for style in ((mu, 2 * sigma), (mu + sigma, sigma))
-        )
-        return bool(wider > 1e-3 * shifted)
+        answers = (self._answer(adain(f_t, *style, self.eps), name, x) for style in styles)
+        return [float((answer - usual).abs().max()) for answer in answers]
 
     def _judged(self, answer: Tensor, held_to: Tensor, y: Tensor) -> Tensor:
         if self.judge == "logits_kl":
@@ -320,7 +342,6 @@ class AdaINDistiller(nn.Module):
         }
 
 
-@torch.no_grad()
 def channel_sensitivity(
     teacher: StagedModel | HookedModel, batches: Sequence[tuple[Tensor, Tensor]], layer: str
 ) -> dict[str, list[float]]:
@@ -332,7 +353,7 @@ def channel_sensitivity(
     Parameters
     ----------
     teacher
-        In eval mode.
+        Runs in eval mode; its own mode is put back.
     batches
         Inputs ``(B, ...)`` and labels ``(B,)``, at least two samples in sum.
     layer
@@ -348,6 +369,16 @@ def channel_sensitivity(
     count = sum(len(y) for _, y in batches)
     if count < 2:
         raise FoveateError(f"channel_sensitivity expects at least two samples, got {count}")
+    with torch.no_grad(), in_eval_mode(teacher):
+        return _sensitivity(teacher, batches, layer, count)
+
+
+def _sensitivity(
+    teacher: StagedModel | HookedModel,
+    batches: Sequence[tuple[Tensor, Tensor]],
+    layer: str,
+    count: int,
+) -> dict[str, list[float]]:
     seen = [(x, y, *teacher.outputs(x, [layer])) for x, y in batches]
     shifts = torch.cat([channel_stats(f)[0] for *_, (f,) in seen]).std(0)
     usual = sum(int((z.argmax(1) == y).sum()) for _, y, z, _ in seen)

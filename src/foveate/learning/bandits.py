@@ -137,13 +137,16 @@ class REXP4:
         restart: int | None = 10,
         k_eff: KEff = "advised",
     ) -> None:
-        if n_experts < 1 or not 0 < gamma <= 1 or k_eff not in ("advised", "pool"):
+        known = k_eff in ("advised", "pool")
+        if not _whole(n_experts) or n_experts < 1 or not 0 < gamma <= 1 or not known:
             raise FoveateError(
                 "REXP4 expects n_experts of at least 1, gamma in (0, 1] and k_eff 'advised' or "
                 f"'pool', got {n_experts}, {gamma} and {k_eff!r}"
             )
-        if restart is not None and restart < 1:
-            raise FoveateError(f"REXP4 expects a restart of at least 1 or None, got {restart}")
+        if restart is not None and (not _whole(restart) or restart < 1):
+            raise FoveateError(
+                f"REXP4 expects a restart of at least 1, a whole number, or None, got {restart}"
+            )
         self.n_experts, self.gamma, self.restart, self.k_eff = n_experts, gamma, restart, k_eff
         self.rounds = self.clipped = 0
         self._log_weights: Array = np.zeros(n_experts)
@@ -172,7 +175,7 @@ class REXP4:
         if self._last is None:
             raise FoveateError("call probabilities before every update: there is nothing drawn yet")
         xi, p = self._last
-        if not 0 <= arm < len(p):
+        if not _whole(arm) or not 0 <= arm < len(p):
             raise FoveateError(f"there are arms 0 to {len(p) - 1}, got {arm}")
         self._learn(xi, arm, float(p[arm]), reward)
 
@@ -184,7 +187,8 @@ class REXP4:
         self._learn(_checked(advice, self.n_experts), arm, probability, reward)
 
     def _learn(self, xi: Array, arm: int, probability: float, reward: float) -> None:
-        if not 0 <= arm < xi.shape[1] or not 0 < probability <= 1 + 1e-9 or not 0 <= reward <= 1:
+        drawn = _whole(arm) and 0 <= arm < xi.shape[1] and 0 < probability <= 1 + 1e-9
+        if not drawn or not 0 <= reward <= 1:
             raise FoveateError(
                 f"expected an arm of 0 to {xi.shape[1] - 1}, its probability in (0, 1] and a "
                 f"reward in [0, 1], got {arm}, {probability} and {reward}"
@@ -244,7 +248,8 @@ class EXP4P:
     """
 
     def __init__(self, n_experts: int, n_arms: int, horizon: int, delta: float = 0.1) -> None:
-        if n_experts < 2 or n_arms < 1 or horizon < 1 or not 0 < delta < 1:
+        counted = all(map(_whole, (n_experts, n_arms, horizon)))
+        if not counted or n_experts < 2 or min(n_arms, horizon) < 1 or not 0 < delta < 1:
             raise FoveateError(
                 "EXP4P expects at least two experts, one arm and one round, and delta in (0, 1), "
                 f"got {n_experts}, {n_arms}, {horizon} and {delta}"
@@ -274,17 +279,26 @@ class EXP4P:
         if self._last is None:
             raise FoveateError("call probabilities before every update: there is nothing drawn yet")
         xi, p = self._last
-        if not 0 <= arm < len(p) or not 0 <= reward <= 1:
+        if not _whole(arm) or not 0 <= arm < len(p) or not 0 <= reward <= 1:
             raise FoveateError(
                 f"expected an arm of 0 to {len(p) - 1} and a reward in [0, 1], got {arm}, {reward}"
             )
         self.learn(xi[:, arm] * reward / p[arm], (xi / p).sum(axis=1))
 
     def learn(self, gains: Array, variances: Array) -> None:
-        """The last step of the formula: yhat ``(N,)`` and vhat ``(N,)``."""
+        """The last step of the formula: yhat ``(N,)`` and vhat ``(N,)``, finite."""
+        for given in (gains, variances):
+            if np.shape(given) != (self.n_experts,) or not np.isfinite(given).all():
+                raise FoveateError(
+                    f"EXP4P expects finite gains and variances ({self.n_experts},), got {given}"
+                )
         self._log_weights += self.p_min / 2 * (gains + variances * self.bonus)
         self._log_weights -= self._log_weights.max()
         self._last = None
+
+
+def _whole(value: object) -> bool:
+    return isinstance(value, (int, np.integer)) and not isinstance(value, bool)
 
 
 def _normalised(log_weights: Array) -> Array:

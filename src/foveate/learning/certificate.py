@@ -30,6 +30,8 @@ margin r is; this module knows no loss and takes any L.
 
 from __future__ import annotations
 
+from collections.abc import Iterator
+
 import numpy as np
 import numpy.typing as npt
 import torch
@@ -142,6 +144,28 @@ def adversarial_margin(
 # ------------------------------------------------------------------------------ certificates
 
 
+def class_numbers(y: npt.ArrayLike) -> tuple[npt.NDArray[np.generic], Ints]:
+    """The different labels of ``(N,)`` in their order, and for every row the number of its own.
+
+    Raises
+    ------
+    FoveateError
+        A label is missing (NaN, None), or labels are of types that have no order.
+    """
+    labels = np.asarray(y)
+    try:
+        missing = bool((labels != labels).any())  # noqa: PLR0124 - only NaN differs from itself
+        classes, numbers = np.unique(labels, return_inverse=True)
+    except TypeError as error:
+        raise FoveateError(
+            f"labels are missing or of several types ({error}); expected one label of one type for "
+            "every row"
+        ) from error
+    if missing:
+        raise FoveateError("a label is NaN; remove the row or label it")
+    return classes, numbers.astype(np.int64)
+
+
 def _checked(
     L: npt.ArrayLike, X_train: npt.ArrayLike, y_train: npt.ArrayLike, X: npt.ArrayLike
 ) -> tuple[Floats, Floats, npt.NDArray[np.int64], Floats, npt.NDArray[np.generic]]:
@@ -162,18 +186,19 @@ def _checked(
         raise FoveateError(
             "L or a row has a NaN or an infinite number; there is no radius for it, leave it out"
         )
-    classes, numbers = np.unique(labels, return_inverse=True)
-    return linear, rows, numbers.astype(np.int64), points, classes
+    classes, numbers = class_numbers(labels)
+    return linear, rows, numbers, points, classes
 
 
 def _predicted(z_train: Floats, labels: Ints, z: Floats, k: int) -> Ints:
     """Majority of the k nearest rows; equal distances: first row, equal votes: first class."""
     called = np.empty(len(z), np.int64)
-    height = max(1, _BLOCK // len(z_train))
+    classes = np.arange(labels.max() + 1)
+    height = max(1, _BLOCK // max(len(z_train), k * len(classes)))
     for start in range(0, len(z), height):
         squared = cdist(z[start : start + height], z_train, "sqeuclidean")
         nearest = labels[np.argsort(squared, axis=1, kind="stable")[:, :k]]
-        votes = (nearest[:, :, None] == np.arange(labels.max() + 1)).sum(1)
+        votes = (nearest[:, :, None] == classes).sum(1)
         called[start : start + height] = votes.argmax(1)
     return called
 
@@ -188,13 +213,34 @@ def _margins(z: Floats, z_own: Floats, z_other: Floats, normals: Floats) -> Floa
     return margins
 
 
+def _mapped(linear: Floats, rows: Floats, points: Floats) -> tuple[Floats, Floats, Floats]:
+    """Rows and points under L, and ``M x`` of the rows, all from the middle of the rows on.
+
+    Only differences count, and far from the origin these would be lost in rounding.
+    """
+    middle = rows.mean(0)
+    z_train, z = (rows - middle) @ linear.T, (points - middle) @ linear.T
+    return z_train, z, z_train @ linear
+
+
 def _bounds(
     linear: Floats, rows: Floats, labels: Ints, points: Floats, called: Ints, rank: int
-) -> list[tuple[Ints, Floats]]:
+) -> Iterator[tuple[Ints, Floats]]:
     """For every point the foreign rows l and the rank-th largest ``r(x; j, l)`` over j."""
-    found: list[tuple[Ints, Floats]] = [(np.empty(0, np.int64), np.empty(0))] * len(points)
-    z_train, z = rows @ linear.T, points @ linear.T
-    slopes = z_train @ linear  # M x: differences of these are the normals M u
+    mapped = _mapped(linear, rows, points)
+    height = max(1, _BLOCK // len(rows))
+    for start in range(0, len(points), height):
+        block = slice(start, start + height)
+        yield from _block_bounds(
+            mapped[0], mapped[1][block], mapped[2], labels, called[block], rank
+        )
+
+
+def _block_bounds(
+    z_train: Floats, z: Floats, slopes: Floats, labels: Ints, called: Ints, rank: int
+) -> list[tuple[Ints, Floats]]:
+    """`_bounds` of some points; differences of `slopes` are the normals M u."""
+    found: list[tuple[Ints, Floats]] = [(np.empty(0, np.int64), np.empty(0))] * len(z)
     for label in np.unique(called):
         own, foreign = np.flatnonzero(labels == label), np.flatnonzero(labels != label)
         queries = np.flatnonzero(called == label)
@@ -243,7 +289,7 @@ def nn_radius(
         Shapes, NaN, or k even or out of range.
     """
     linear, rows, labels, points, classes = _checked(L, X_train, y_train, X)
-    if not 1 <= k <= len(rows) or k % 2 == 0:
+    if not isinstance(k, (int, np.integer)) or not 1 <= k <= len(rows) or k % 2 == 0:
         raise FoveateError(f"k is {k}; expected an odd number from 1 to {len(rows)}")
     rank = (k + 1) // 2
     called = _predicted(rows @ linear.T, labels, points @ linear.T, k)
@@ -302,21 +348,20 @@ def exact_radius(
         Shapes or NaN.
     """
     linear, rows, labels, points, classes = _checked(L, X_train, y_train, X)
-    z_train = rows @ linear.T
-    called = _predicted(z_train, labels, points @ linear.T, 1)
+    called = _predicted(rows @ linear.T, labels, points @ linear.T, 1)
     distance = np.full(len(points), np.inf)
     adversary = np.full(points.shape, np.nan)
-    slopes = z_train @ linear
+    z_train, z, slopes = _mapped(linear, rows, points)
     for query, (foreign, bounds) in enumerate(_bounds(linear, rows, labels, points, called, 1)):
         own = np.flatnonzero(labels == called[query])
-        to_own = np.square(z_train[own] - points[query] @ linear.T).sum(1)
+        to_own = np.square(z_train[own] - z[query]).sum(1)
         for at in np.argsort(bounds, kind="stable"):
             if bounds[at] >= distance[query]:
                 break
             other = foreign[at]
             normals = slopes[other] - slopes[own]
             sizes = np.linalg.norm(normals, axis=1)
-            gaps = np.square(z_train[other] - points[query] @ linear.T).sum() - to_own
+            gaps = np.square(z_train[other] - z[query]).sum() - to_own
             bites = sizes > 0  # where it is 0 the two rows are always equally near
             move = _projected(normals[bites] / sizes[bites, None], gaps[bites] / 2 / sizes[bites])
             length = float(np.linalg.norm(move))

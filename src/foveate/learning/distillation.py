@@ -20,6 +20,7 @@ The gradient reaches the student only: what comes from the teacher is detached h
 
 from __future__ import annotations
 
+import math
 from collections.abc import Sequence
 from typing import Any, Literal
 
@@ -81,10 +82,10 @@ class AttentionMatchingLoss(nn.Module):
         indicator: Sequence[bool] | None = None,
     ) -> None:
         super().__init__()
-        if norm not in ("l2", "max") or reduce not in ("mean", "sum") or not eps > 0:
+        if norm not in ("l2", "max") or reduce not in ("mean", "sum") or not 0 < eps < math.inf:
             raise FoveateError(
-                "AttentionMatchingLoss expects norm 'l2' or 'max', reduce 'mean' or 'sum' and "
-                f"eps > 0, got {norm!r}, {reduce!r} and {eps}"
+                "AttentionMatchingLoss expects norm 'l2' or 'max', reduce 'mean' or 'sum' and a "
+                f"finite eps > 0, got {norm!r}, {reduce!r} and {eps}"
             )
         self.norm, self.reduce, self.eps = norm, reduce, eps
         self.indicator = None if indicator is None else tuple(indicator)
@@ -128,8 +129,8 @@ class LogitKD(nn.Module):
 
     def __init__(self, temperature: float = 1.0) -> None:
         super().__init__()
-        if not temperature > 0:
-            raise FoveateError(f"LogitKD expects a temperature above 0, got {temperature}")
+        if not 0 < temperature < math.inf:
+            raise FoveateError(f"LogitKD expects a finite temperature above 0, got {temperature}")
         self.temperature = temperature
 
     def forward(self, student: Tensor, teacher: Tensor) -> Tensor:
@@ -202,8 +203,8 @@ class StatLoss(nn.Module):
 
     def __init__(self, sigma: bool = True, eps: float = 1e-5) -> None:
         super().__init__()
-        if not eps > 0:
-            raise FoveateError(f"StatLoss expects eps > 0, got {eps}")
+        if not 0 < eps < math.inf:
+            raise FoveateError(f"StatLoss expects a finite eps > 0, got {eps}")
         self.sigma, self.eps = sigma, eps
 
     def forward(self, student: Sequence[Tensor], teacher: Sequence[Tensor]) -> Tensor:

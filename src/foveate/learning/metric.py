@@ -34,7 +34,7 @@ the form for networks.
 from __future__ import annotations
 
 import math
-from collections.abc import Callable
+from numbers import Real
 from typing import Any, Literal
 
 import numpy as np
@@ -47,10 +47,18 @@ from sklearn.cluster import KMeans
 from sklearn.utils import check_random_state
 from sklearn.utils.multiclass import check_classification_targets
 from sklearn.utils.validation import check_is_fitted, validate_data
-from torch import Tensor, nn
+from torch import Tensor
 
 from foveate.errors import FoveateError
-from foveate.learning.certificate import adversarial_margin, gap_and_normal, support_point
+from foveate.learning.certificate import adversarial_margin, support_point
+from foveate.learning.perturbation_loss import (
+    DeepPerturbationLoss,
+    PerturbationLoss,
+    check_tau,
+    first_order_margin,
+    perturbation_hinge,
+)
+from foveate.learning.triplets import checked_rows, joined, nearest_rows, triplets
 
 __all__ = [
     "LMNNPL",
@@ -68,228 +76,9 @@ __all__ = [
 Floats = npt.NDArray[np.float64]
 Ints = npt.NDArray[np.int64]
 
-_BLOCK = 1 << 22  # distances held at a time while mining
+_BLOCK = 1 << 22  # numbers of a corner of triplets held at a time for tau
 _BASIS_REGIONS = (10, 20)  # nearest rows of each class around a centre
 _WITHIN = 1e-3  # added to the within-class scatter
-
-
-# ------------------------------------------------------------------------------ losses
-
-
-def perturbation_hinge(gap: Tensor, normal_squared: Tensor, tau: float, eps: float = 1.0) -> Tensor:
-    """``[tau^2 - sign(g) g^2 / (4 (q + eps))]_+`` of every triplet.
-
-    Parameters
-    ----------
-    gap, normal_squared
-        g and ``q = ||M u||^2``, of one shape.
-    tau
-        Wanted margin, in units of the input.
-    eps
-        Keeps the quotient finite.
-    """
-    return torch.relu(tau * tau - gap * gap.abs() / (4 * (normal_squared + eps)))
-
-
-def _check_tau(tau: float, eps: float) -> None:
-    if not (math.isfinite(tau) and tau > 0 and math.isfinite(eps) and eps > 0):
-        raise FoveateError(
-            f"the perturbation loss expects finite tau > 0 and eps > 0, got {tau} and {eps}"
-        )
-
-
-class PerturbationLoss(nn.Module):
-    """J_P of given triplets: a term to add to any loss that learns a linear map.
-
-    Parameters
-    ----------
-    tau
-        Wanted adversarial margin in units of the input; a triplet that has it adds nothing.
-    eps
-        Constant of the denominator, 1 in the paper (as remembered). It ties the loss to the scale
-        of L: without it nothing would hold L away from 0 or infinity.
-    """
-
-    def __init__(self, tau: float, eps: float = 1.0) -> None:
-        super().__init__()
-        _check_tau(tau, eps)
-        self.tau, self.eps = tau, eps
-
-    def forward(self, L: Tensor, x_i: Tensor, x_j: Tensor, x_l: Tensor) -> Tensor:
-        """Scalar, mean over triplets ``(T, D)``; L is ``(d, D)``.
-
-        Raises
-        ------
-        FoveateError
-            Shapes that do not agree, or no triplet.
-        """
-        gap, normal = gap_and_normal(L, x_i, x_j, x_l)
-        if not gap.numel():
-            raise FoveateError("PerturbationLoss got no triplet; mine at least one")
-        return perturbation_hinge(gap, normal.square().sum(-1), self.tau, self.eps).mean()
-
-
-# ------------------------------------------------------------------------------ networks
-
-Embedding = Callable[[Tensor], Tensor]
-
-
-def _gap_and_slope(
-    embed: Embedding, x_i: Tensor, x_j: Tensor, x_l: Tensor
-) -> tuple[Tensor, Tensor]:
-    """Gap g ``(B,)`` of a network and ``||grad_x g||^2`` ``(B,)`` at x_i."""
-    if x_i.ndim < 2 or not x_i.shape == x_j.shape == x_l.shape or not len(x_i):
-        raise FoveateError(
-            "expected x_i, x_j, x_l of one shape (B, ...) with B of at least 1, got "
-            f"{tuple(x_i.shape)}, {tuple(x_j.shape)} and {tuple(x_l.shape)}"
-        )
-    keep = torch.is_grad_enabled()
-    with torch.enable_grad():
-        # A leaf that shares its history with nothing unless x_i is itself computed from parameters.
-        x = x_i if x_i.requires_grad else x_i.detach().requires_grad_()
-        z, z_j, z_l = embed(x), embed(x_j), embed(x_l)
-        if z.ndim != 2 or len(z) != len(x_i):
-            raise FoveateError(f"the network must give (B, d), got {tuple(z.shape)}")
-        gap = (z - z_l).square().sum(1) - (z - z_j).square().sum(1)
-        (slope,) = torch.autograd.grad(gap.sum(), x, create_graph=keep)
-    return (gap if keep else gap.detach()), slope.flatten(1).square().sum(1)
-
-
-def first_order_margin(embed: Embedding, x_i: Tensor, x_j: Tensor, x_l: Tensor) -> Tensor:
-    """``g(x_i) / ||grad_x g(x_i)||``: how far x_i must move, to first order.
-
-    Parameters
-    ----------
-    embed
-        ``(B, ...) -> (B, d)``, each sample by itself: a batch norm must be in eval mode, else the
-        gradient of one sample reaches the others.
-    x_i, x_j, x_l
-        ``(B, ...)``.
-
-    Returns
-    -------
-    Tensor
-        ``(B,)``, the adversarial margin itself when `embed` is linear; 0 where the gradient is 0.
-
-    Raises
-    ------
-    FoveateError
-        Shapes that do not agree.
-    """
-    gap, slope = _gap_and_slope(embed, x_i, x_j, x_l)
-    return torch.where(slope > 0, gap / torch.where(slope > 0, slope, 1.0).sqrt(), 0.0)
-
-
-class DeepPerturbationLoss(nn.Module):
-    """J_P for a network, with the margin to first order; needs a second backward pass.
-
-    For a linear network it equals `PerturbationLoss`. There is no certificate for a network.
-
-    Parameters
-    ----------
-    tau, eps
-        As in `PerturbationLoss`; tau in units of the network's input.
-    """
-
-    def __init__(self, tau: float, eps: float = 1.0) -> None:
-        super().__init__()
-        _check_tau(tau, eps)
-        self.tau, self.eps = tau, eps
-
-    def forward(self, embed: Embedding, x_i: Tensor, x_j: Tensor, x_l: Tensor) -> Tensor:
-        """Scalar, mean over the batch; arguments and errors as in `first_order_margin`."""
-        gap, slope = _gap_and_slope(embed, x_i, x_j, x_l)
-        # the gradient is 2 M u for a linear map, so a quarter of its square is q
-        return perturbation_hinge(gap, slope / 4, self.tau, self.eps).mean()
-
-
-# ------------------------------------------------------------------------------ mining
-
-
-def _checked(x: npt.ArrayLike, y: npt.ArrayLike, L: npt.ArrayLike | None) -> tuple[Floats, Ints]:
-    """Rows under L ``(N, d)`` and class numbers ``(N,)``."""
-    rows, labels = np.asarray(x, np.float64), np.asarray(y)
-    if rows.ndim != 2 or labels.shape != rows.shape[:1] or not rows.size:
-        raise FoveateError(
-            f"expected rows (N, D) and labels (N,), got {rows.shape} and {labels.shape}"
-        )
-    if not np.isfinite(rows).all():
-        raise FoveateError("a row has a NaN or an infinite number; remove the row or fill it in")
-    if L is not None:
-        linear = np.asarray(L, np.float64)
-        if linear.ndim != 2 or linear.shape[1] != rows.shape[1]:
-            raise FoveateError(f"expected L (d, {rows.shape[1]}), got {linear.shape}")
-        rows = rows @ linear.T
-    classes, numbers = np.unique(labels, return_inverse=True)
-    if len(classes) < 2:
-        raise FoveateError("all rows are of one class; a triplet needs a second one")
-    return rows, numbers.astype(np.int64)
-
-
-def _nearest(rows: Floats, labels: Ints, k: int, same: bool) -> Ints:
-    """The k nearest rows of the same class, or of all others, nearest first; -1 where too few."""
-    if k < 1:
-        raise FoveateError(f"the number of neighbours is {k}; expected at least 1")
-    found = np.full((len(rows), k), -1, np.int64)
-    for label in np.unique(labels):
-        members = np.flatnonzero(labels == label)
-        others = members if same else np.flatnonzero(labels != label)
-        count = min(k, len(others) - same)
-        if count < 1:
-            continue
-        height = max(1, _BLOCK // len(others))
-        for start in range(0, len(members), height):
-            block = members[start : start + height]
-            squared = cdist(rows[block], rows[others], "sqeuclidean")
-            if same:  # a row is not its own neighbour, its duplicate is
-                squared[np.arange(len(block)), np.arange(start, start + len(block))] = np.inf
-            near = np.sort(np.argpartition(squared, count - 1, axis=1)[:, :count], axis=1)
-            order = np.argsort(np.take_along_axis(squared, near, 1), axis=1, kind="stable")
-            found[block, :count] = others[np.take_along_axis(near, order, 1)]
-    return found
-
-
-def _joined(targets: Ints, others: Ints) -> Ints:
-    """All (i, j, l) ``(T, 3)`` of targets ``(N, k)`` and impostors ``(N, m)``, ordered by i."""
-    shape = (len(targets), targets.shape[1], others.shape[1])
-    columns = (np.arange(shape[0])[:, None, None], targets[:, :, None], others[:, None, :])
-    found = np.stack([np.broadcast_to(column, shape) for column in columns], -1).reshape(-1, 3)
-    return found[(found >= 0).all(1)]
-
-
-def triplets(
-    x: npt.ArrayLike,
-    y: npt.ArrayLike,
-    k_target: int = 3,
-    k_impostor: int = 10,
-    L: npt.ArrayLike | None = None,
-) -> Ints:
-    """Every row with each of its target neighbours and each of its impostors.
-
-    Parameters
-    ----------
-    x, y
-        ``(N, D)`` and ``(N,)``.
-    k_target, k_impostor
-        Of each row, at most.
-    L
-        ``(d, D)``, the metric that says what is near; None: Euclidean.
-
-    Returns
-    -------
-    ndarray
-        ``(T, 3)`` int64 of indices (i, j, l), ``y_i = y_j != y_l``, T at most
-        ``N k_target k_impostor``; ordered by i, then j, then l from near to far.
-
-    Raises
-    ------
-    FoveateError
-        Shapes, NaN, a single class, or a number of neighbours below 1.
-    """
-    rows, labels = _checked(x, y, L)
-    return _joined(
-        _nearest(rows, labels, k_target, same=True), _nearest(rows, labels, k_impostor, same=False)
-    )
 
 
 # ------------------------------------------------------------------------------ objectives
@@ -348,22 +137,32 @@ class _MahalanobisTransformer(
                 raise FoveateError(f"{name} is {value}; expected a finite number of at least 0")
         if not 0 <= self.tau_quantile <= 1:
             raise FoveateError(f"tau_quantile is {self.tau_quantile}; expected 0 to 1")
-        rows, labels = _checked(X, y, None)
-        targets = _nearest(rows, labels, self.k_target, same=True)
-        found = _joined(targets, _nearest(rows, labels, self.k_impostor, same=False))
+        rows, labels = checked_rows(X, y, None)
+        targets = nearest_rows(rows, labels, self.k_target, same=True)
+        found = joined(targets, nearest_rows(rows, labels, self.k_impostor, same=False))
         if not len(found):
             raise FoveateError("every class has a single row; a triplet needs two rows of a class")
         x = torch.from_numpy(np.array(rows))
         if self.tau == "auto":
-            corners = (x[column] for column in torch.from_numpy(found).T)
-            eye = torch.eye(x.shape[1], dtype=torch.float64)
-            sizes = adversarial_margin(eye, *corners).abs().numpy()
-            # all margins are 0 when rows of two classes coincide: any tau is as good then
-            self.tau_ = float(np.quantile(sizes, self.tau_quantile)) or 1.0
-        else:
+            self.tau_ = self._euclidean_tau(x, found)
+        elif isinstance(self.tau, Real):
             self.tau_ = float(self.tau)
-        _check_tau(self.tau_, self.eps)
+        else:
+            raise FoveateError(f"tau is {self.tau!r}; expected 'auto' or a number above 0")
+        check_tau(self.tau_, self.eps)
         return x, labels, targets, found
+
+    def _euclidean_tau(self, x: Tensor, found: Ints) -> float:
+        """The quantile of the sizes of the margins; of those above 0 where it would be 0."""
+        eye = torch.eye(x.shape[1], dtype=torch.float64)
+        height = max(1, _BLOCK // x.shape[1])
+        blocks = (found[start : start + height] for start in range(0, len(found), height))
+        corners = ([x[column] for column in torch.from_numpy(block).T] for block in blocks)
+        sizes = np.concatenate([adversarial_margin(eye, *three).abs().numpy() for three in corners])
+        for used in (sizes, sizes[sizes > 0]):
+            if used.size and (tau := float(np.quantile(used, self.tau_quantile))) > 0:
+                return tau
+        return 1.0  # all rows of two classes coincide: any tau is as good
 
     def _drawn(self, found: Ints, random: np.random.RandomState) -> Tensor:
         """At most `max_triplets` of the triplets."""
@@ -504,9 +303,9 @@ class LMNNPL(_MahalanobisTransformer):
         size = width if self.n_components is None else self.n_components
         if not 1 <= size <= width:
             raise FoveateError(f"n_components is {size}; expected 1 to {width}")
-        if not 0 <= self.mu <= 1 or self.shrinkage < 0 or self.remine < 0:
+        if not 0 <= self.mu <= 1 or not 0 <= self.shrinkage < math.inf or self.remine < 0:
             raise FoveateError(
-                "LMNNPL expects mu from 0 to 1, and shrinkage and remine of at least 0, got "
+                "LMNNPL expects mu from 0 to 1, and finite shrinkage and remine of at least 0, got "
                 f"{self.mu}, {self.shrinkage} and {self.remine}"
             )
         start = torch.eye(width, dtype=torch.float64)
@@ -514,13 +313,13 @@ class LMNNPL(_MahalanobisTransformer):
             start = torch.linalg.svd(x - x.mean(0), full_matrices=True)[2][:size]
         L = start.clone().requires_grad_()
         random = check_random_state(self.random_state)
-        pulled = torch.from_numpy(_joined(targets, np.zeros((len(x), 1), np.int64))[:, :2])
+        pulled = torch.from_numpy(joined(targets, np.zeros((len(x), 1), np.int64))[:, :2])
         optimizer = torch.optim.Adam([L], self.learning_rate)
         self.loss_curve_: list[float] = []
         for step in range(self.max_iter):
             if step and self.remine and step % self.remine == 0:
                 moved = (x @ L.detach().T).numpy()
-                found = _joined(targets, _nearest(moved, labels, self.k_impostor, same=False))
+                found = joined(targets, nearest_rows(moved, labels, self.k_impostor, same=False))
             if step == 0 or (self.remine and step % self.remine == 0):
                 terms = _Terms(x, pulled, self._drawn(found, random))
             M = L.T @ L
@@ -560,7 +359,7 @@ def discriminative_basis(x: npt.ArrayLike, y: npt.ArrayLike, random_state: Any =
     FoveateError
         Shapes, NaN, or a single class.
     """
-    rows, labels = _checked(x, y, None)
+    rows, labels = checked_rows(x, y, None)
     count, width = int(labels.max()) + 1, rows.shape[1]
     centres = min(max(2, 10 * count), len(np.unique(rows, axis=0)))
     means = KMeans(centres, n_init=1, random_state=random_state).fit(rows).cluster_centers_
@@ -662,13 +461,14 @@ class SCMLPL(_MahalanobisTransformer):
         else:
             self.basis_ = np.array(self.basis, np.float64)
             shape = self.basis_.shape
-            if len(shape) != 2 or shape[1] != x.shape[1] or not np.isfinite(self.basis_).all():
+            fits = len(shape) == 2 and shape[0] > 0 and shape[1] == x.shape[1]
+            if not fits or not np.isfinite(self.basis_).all():
                 raise FoveateError(
-                    f"basis has the shape {shape}; expected finite numbers (B, {x.shape[1]})"
+                    f"basis has the shape {shape}; expected finite numbers (B, {x.shape[1]}), B > 0"
                 )
         V = torch.from_numpy(self.basis_)
         w = torch.full((len(V),), 1 / len(V), dtype=torch.float64, requires_grad=True)
-        pulled = torch.from_numpy(_joined(targets, np.zeros((len(x), 1), np.int64))[:, :2])
+        pulled = torch.from_numpy(joined(targets, np.zeros((len(x), 1), np.int64))[:, :2])
         terms = _Terms(x, pulled, self._drawn(found, random))
         optimizer = torch.optim.Adam([w], self.learning_rate)
         self.loss_curve_: list[float] = []

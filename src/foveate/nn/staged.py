@@ -228,6 +228,8 @@ class StagedModel(nn.Module):
         named = dict(network.named_modules())
         pairs = []
         for number, stage in enumerate(stages):
+            if isinstance(stage, str):
+                raise FoveateError(f"stage {number} is a text; write a tuple, ({stage!r},)")
             paths = [part for part in stage if isinstance(part, str)]
             for path in paths:
                 if path not in named or not path:
