@@ -103,7 +103,7 @@ def test_the_table_says_simulated_and_the_verdict():
     console = Console(width=200, record=True, file=open("/dev/null", "w"))  # noqa: SIM115
     console.print(evidence_table([make()]))
     text = console.export_text()
-    assert "simulated: dice" in text
+    assert "is better, simulated" in text
     assert "reproduced" in text
 
 

@@ -420,7 +420,7 @@ def _figures(evidence: Evidence) -> tuple[str, str]:
     )
 
 
-_STYLE = {"reproduced": "green", "not reproduced": "red", "inconclusive": "yellow"}
+STYLE = {"reproduced": "green", "not reproduced": "red", "inconclusive": "yellow"}
 
 
 def evidence_table(evidences: Sequence[Evidence]) -> Table:
@@ -428,17 +428,15 @@ def evidence_table(evidences: Sequence[Evidence]) -> Table:
     table = Table(title="Claims rerun here", title_justify="left", box=None, padding=(0, 2, 0, 0))
     table.add_column("recipe", no_wrap=True)
     table.add_column("verdict", no_wrap=True)
-    table.add_column("metric, data", overflow="fold")
     for name in ("method", "ablation", "seeds"):
         table.add_column(name, justify="right", no_wrap=True)
     for item in evidences:
         method, ablation = _figures(item)
-        where = ("simulated: " if item.simulated else "") + f"{item.data}, {item.scale}"
         table.add_row(
-            f"[bold]{escape(item.recipe)}[/]",
-            f"[{_STYLE[item.verdict]}]{item.verdict}[/]",
-            f"{escape(item.claim.metric)} ({item.claim.direction} is better)\n"
-            f"[dim]{escape(where)}[/]",
+            f"[bold]{escape(item.recipe)}[/]\n"
+            f"[dim]{escape(item.claim.metric)}, {item.claim.direction} is better"
+            f"{', simulated' if item.simulated else ''}[/]",
+            f"[{STYLE[item.verdict]}]{item.verdict}[/]",
             method,
             ablation,
             str(len(item.seeds)),

@@ -22,20 +22,20 @@ from rich.progress import (
 from rich.table import Table
 
 from foveate.report import engine_bench
-from foveate.report.evidence import Evidence, evidence_table, markdown_table
+from foveate.report.evidence import STYLE, Evidence, evidence_table, markdown_table
 
 __all__ = [
     "many_videos",
     "one_video",
     "print_accuracy",
     "print_bench",
-    "print_ratios",
     "print_card",
     "print_data",
     "print_doctor",
     "print_evidence",
     "print_models",
     "print_outcomes",
+    "print_ratios",
     "print_recipes",
     "print_shrink_result",
     "print_watch_result",
@@ -267,9 +267,11 @@ def print_evidence(evidences: Sequence[Evidence], markdown: bool = False) -> Non
         return
     _out.print(evidence_table(evidences))
     for item in evidences:
+        where = ("simulated: " if item.simulated else "") + f"{item.data}, {item.scale}"
+        _out.print(f"\n[bold]{escape(item.recipe)}[/], [dim]{escape(where)}[/]", highlight=False)
         for finding in item.findings:
             _out.print(
-                f"  {item.recipe}: {escape(finding.text)} [bold]{finding.verdict}[/]",
+                f"  [{STYLE[finding.verdict]}]{finding.verdict}[/]: {escape(finding.text)}",
                 highlight=False,
             )
 
