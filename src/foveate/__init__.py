@@ -1,8 +1,9 @@
 """foveate: visual perception on a budget.
 
-``foveate.watch``, ``foveate.shrink`` and ``foveate.label`` are the commands as plain Python calls.
+``foveate.watch``, ``shrink``, ``label`` and ``condense`` are the commands as plain Python calls.
 Every layer, loss, policy and analyser lives in its room (``foveate.faces``, ``foveate.learning``,
-...) and can be used alone. Importing this package costs next to nothing: names are resolved when first used.
+...) and can be used alone. Importing this package costs next to nothing: names are resolved when
+first used.
 """
 
 from __future__ import annotations
@@ -12,6 +13,7 @@ from importlib import metadata
 from typing import TYPE_CHECKING, Any
 
 if TYPE_CHECKING:
+    from foveate.apps.condense import condense as condense
     from foveate.apps.label import label as label
     from foveate.apps.shrink import shrink as shrink
     from foveate.apps.watch import watch as watch
@@ -31,6 +33,7 @@ _HOMES = {
     "Timeline": "foveate.streams.timeline",
     "Track": "foveate.faces.track",
     "VideoStream": "foveate.streams.video",
+    "condense": "foveate.apps.condense",
     "label": "foveate.apps.label",
     "shrink": "foveate.apps.shrink",
     "watch": "foveate.apps.watch",
@@ -45,6 +48,7 @@ __all__ = [
     "Track",
     "VideoStream",
     "__version__",
+    "condense",
     "label",
     "shrink",
     "watch",

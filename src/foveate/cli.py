@@ -363,6 +363,100 @@ def label(
     )
 
 
+@app.command(group=_LESS)
+def condense(
+    data: Path,
+    *,
+    per_class: int = 10,
+    iterations: int | None = None,
+    nets: str | None = None,
+    out: Path | None = None,
+    seed: int = 0,
+    privacy: bool = True,
+    init: Literal["noise", "real"] = "noise",
+    image: bool | None = None,
+    quick: Annotated[bool, Parameter(negative="")] = False,
+    lr: float | None = None,
+    selection: Literal["best_val", "last"] = "best_val",
+    noise: float | None = None,
+    delta: float | None = None,
+    public_statistics: Annotated[bool, Parameter(negative="")] = False,
+    threads: int = 1,
+    device: Literal["cpu", "cuda"] = "cpu",
+    force: Annotated[bool, Parameter(negative="")] = False,
+) -> None:
+    """Make a few synthetic rows of many real ones to share, with evidence on privacy.
+
+    Writes condensed.safetensors, summary.json and report.html.
+
+    Parameters
+    ----------
+    data
+        An .npz file with x and y (series or pictures), or a folder of PhysioNet 2012.
+    per_class
+        Synthetic rows of every class.
+    iterations
+        Steps of the condensation (default: 1500 for series, 400 for pictures).
+    nets
+        Networks that condense, separated by commas (default: tcn,lstm,vit; convnet for pictures).
+    out
+        Folder for the results (default: foveate-out/NAME).
+    seed
+        Of everything that is random.
+    privacy
+        Make the privacy report.
+    init
+        Start from noise, or from copies of real rows (never for a set that is to be shared).
+    image
+        Take the rows for pictures or for series (default: what is there decides).
+    quick
+        A first look: short condensation, fewer and shorter trainings.
+    lr
+        Adam's rate (default: 0.01).
+    selection
+        What chooses the epoch of a training: real validation rows, or nothing (last).
+    noise
+        Noise multiplier for a formal guarantee; needs --public-statistics.
+    delta
+        Of (epsilon, delta) (default: a tenth of 1 / training rows).
+    public_statistics
+        You confirm that class counts and normaliser may be public.
+    threads
+        Threads of PyTorch.
+    device
+        Where to compute.
+    force
+        Compute again even when a finished result is there.
+    """
+    from foveate.apps.condense import CondenseSettings
+    from foveate.apps.condense import condense as condense_one
+    from foveate.report import terminal
+    from foveate.report.condense import result_lines
+
+    settings = CondenseSettings(
+        per_class=per_class,
+        iterations=iterations,
+        nets=nets,
+        seed=seed,
+        privacy=privacy,
+        init=init,
+        image=image,
+        quick=quick,
+        lr=lr,
+        selection=selection,
+        noise=noise,
+        delta=delta,
+        public_statistics=public_statistics,
+        threads=threads,
+        device=device,
+    )
+    settings.check()
+    with terminal.shrinking(data.name) as tell:
+        result = condense_one(data, out, settings=settings, force=force, progress=tell)
+    print("\n".join(result_lines(result.summary)))
+    print(f"report: {result.folder / 'report.html'}" + (" (already done)" if result.reused else ""))
+
+
 def _words(text: str | None) -> tuple[str, ...]:
     return tuple(word.strip() for word in (text or "").split(",") if word.strip())
 

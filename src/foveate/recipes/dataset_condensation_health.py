@@ -701,8 +701,8 @@ def findings(results: list[Result], config: Config) -> list[Finding]:
             "Privacy, evidence: under every seed the loss attack has an AUC of 0.5 +- "
             f"{BLIND:g} (found {_listed(ours, 'attack_auc', 3)}) and synthetic rows have no "
             f"preference for training rows (Mann-Whitney p {_listed(ours, TEXTBOOK, 3)}); the "
-            f"attack's AUC where it must succeed is {mean(results, 'power', 'attack_auc'):.3f} (above "
-            f"{POWER:g} or nothing follows).",
+            f"attack's AUC where it must succeed is {mean(results, 'power', 'attack_auc'):.3f} "
+            f"(above {POWER:g} or nothing follows).",
             privacy_verdict(results),
         ),
         Finding(
