@@ -190,6 +190,13 @@ def test_bad_input_is_one_sentence(make, said):
         make()
 
 
+def test_a_transform_that_gives_something_else_is_named():
+    with pytest.raises(FoveateError, match="sample 1 is of type list"):
+        MultiViewDataset(Numbered(3), lambda x: x.tolist())[1]
+    with pytest.raises(FoveateError, match=r"made \(3, 1, 1, 2\) of 4 pictures"):
+        next(iter(MultiViewBatches(numbered(4), lambda x, generator: x[1:], 2, 2)))
+
+
 def test_views_of_different_sizes_are_named():
     sizes = iter((2, 3))
     data = MultiViewDataset(Numbered(2), lambda picture: torch.zeros(next(sizes)))

@@ -496,6 +496,8 @@ def test_a_run_goes_on_from_its_state_after_merges(tmp_path):
         ("sizes", lambda x: x.float()),
         ("_extra_state", lambda x: x[:, :2]),
         ("_extra_state", lambda x: x * float("inf")),
+        ("_extra_state", lambda x: None),
+        ("_extra_state", lambda x: x.tolist()),
     ],
 )
 def test_a_damaged_state_is_refused_and_changes_nothing(name, change):

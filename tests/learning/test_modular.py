@@ -102,6 +102,10 @@ def test_networks_without_modules_and_shared_ones_are_refused():
     inner = GroupedMLP(4, 8, 2)
     with pytest.raises(FoveateError, match="shares parameters"):
         ModulePartition(nn.Sequential(MATExpert(inner)))
+    tied = nn.Sequential(nn.Linear(4, 4), MATExpert(nn.Linear(4, 4)))
+    tied[1].module.weight = tied[0].weight  # freezing the expert would freeze the first layer
+    with pytest.raises(FoveateError, match="module 1 shares parameters"):
+        ModulePartition(tied)
     partition = ModulePartition(nn.Sequential(GroupedMLP(4, 8, 2)))
     for active, mode, word in ((["0.groups.9"], "cut", "0.groups.9"), ([], "both", "'both'")):
         with pytest.raises(FoveateError, match=word):
@@ -437,6 +441,16 @@ def test_at_least_one_module_is_active():
     mat = MATController(model, partition, lambda lam, history, step: set(), x, warmup=0)
     decision = mat.decide()
     assert mat.active == {max(decision.lam, key=decision.lam.__getitem__)}
+
+
+def test_a_policy_that_names_strangers_changes_nothing():
+    model, (x, _) = a_vit(depth=1), some_batch()
+    partition = ModulePartition.from_model(model, ModuleSpec())
+    mat = MATController(model, partition, lambda lam, history, step: {"stranger"}, x, warmup=0)
+    with pytest.raises(FoveateError, match="stranger"):
+        mat.decide()
+    assert mat.active == set(partition)
+    assert not mat.decisions
 
 
 def test_the_account_has_steps_and_measurements():

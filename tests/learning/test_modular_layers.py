@@ -466,6 +466,51 @@ def test_one_module_at_two_places_stays_one():
     assert close(net(x), expected)
 
 
+@pytest.mark.filterwarnings("ignore:.*weight_norm.* is deprecated:FutureWarning")
+@pytest.mark.parametrize(
+    "kind", ["layer", "weight", "embedding", "attention", "norm", "expert", "pytorch"]
+)
+def test_shared_and_computed_weights_are_left_alone_and_named(kind):
+    """A swap copies: what was one weight would be two that part in training."""
+    torch.manual_seed(0)
+    net = nn.ModuleDict({
+        "a": nn.Sequential(nn.Linear(8, 16), nn.GELU(), nn.Linear(16, 8)),
+        "b": nn.Sequential(nn.Linear(8, 16), nn.GELU(), nn.Linear(16, 8)),
+        "words": nn.Embedding(16, 8),
+        "first": nn.MultiheadAttention(8, 2),
+        "second": nn.MultiheadAttention(8, 2),
+        "layer": nn.TransformerEncoderLayer(8, 2, 16, batch_first=True),
+        "experts": nn.ModuleList([nn.Linear(8, 8), nn.Linear(8, 8)]),
+    })  # fmt: skip
+    net["b"][1] = net["a"][1]  # an activation without weights may be shared
+    left = {"layer": {"a", "b"}, "weight": {"a", "b"}, "embedding": {"a"}, "norm": {"a"},
+            "expert": {"a", "experts.1"}, "attention": {"first", "second"},
+            "pytorch": {"a", "layer.linear1"}}[kind]  # fmt: skip
+    if kind == "layer":
+        net["b"][0] = net["a"][0]
+    elif kind == "weight":
+        net["b"][2].weight = net["a"][2].weight
+    elif kind == "embedding":
+        net["a"][0].weight = net["words"].weight
+    elif kind == "attention":
+        net["second"].in_proj_weight = net["first"].in_proj_weight
+    elif kind == "expert":
+        net["experts"][1].weight = nn.Parameter(torch.zeros(16, 8))
+        net["a"][0].weight = net["experts"][1].weight
+    elif kind == "norm":
+        nn.utils.weight_norm(net["a"][0])
+    else:
+        net["layer"].linear2.weight = net["a"][2].weight
+    count = sum(p.numel() for p in net.parameters())
+    partition = ModulePartition.from_model(net, ModuleSpec())
+    assert set(partition.skipped) == left
+    assert all("weights" in why for why in partition.skipped.values())
+    assert sum(p.numel() for p in net.parameters()) == count
+    assert not any(
+        name == path or name.startswith(f"{path}.") for name in partition for path in left
+    )
+
+
 class Moe(nn.Module):
     """Top-1 mixture beside a skip, as in a Switch Transformer."""
 

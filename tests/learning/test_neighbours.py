@@ -133,6 +133,16 @@ def test_nearest_neighbours_by_counting(seed, count, block, whole, skipping):
     assert bool((between.diff() <= 0).all())
 
 
+def test_class_numbers_may_be_any():
+    """Scores are kept for classes that occur: numbers such as 10^12 take no memory."""
+    f, y = features(0, 30, 4), torch.arange(30) % 3
+    odd = torch.tensor([7, 10**12, 10**15])
+    expected = odd[knn_classify(f[:20], y[:20], f[20:], k=5)]
+    assert torch.equal(knn_classify(f[:20], odd[y[:20]], f[20:], k=5), expected)
+    small = knn_classify(f[:20], y[:20].to(torch.uint16), f[20:], k=5)
+    assert torch.equal(odd[small], expected)
+
+
 @pytest.mark.parametrize(
     ("call", "said"),
     [

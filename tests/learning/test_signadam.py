@@ -686,6 +686,18 @@ def test_algorithm_1_takes_any_confidence():
     assert_paths(ours, path(lambda p: torch.optim.SGD(p, 0.3, 0.9), grads, w))
 
 
+def test_algorithm_1_does_not_move_what_has_no_confidence():
+    """0 * nan and 0 * inf are nan and would never leave the average."""
+    p = nn.Parameter(torch.zeros(3))
+    optimizer = ConfidenceOptimizer([p], 0.1, sign_confidence)
+    p.grad = torch.tensor([math.nan, math.inf, 1.0])
+    optimizer.step()
+    assert p.tolist() == pytest.approx([0, 0, -0.1])
+    p.grad = torch.ones(3)
+    optimizer.step()
+    assert p.tolist() == pytest.approx([-0.1, -0.1, -0.29])
+
+
 # ---------------------------------------------------------------------- bad settings
 
 
@@ -728,6 +740,8 @@ def test_nothing_to_optimise_is_said():
             SignAdamPP(nothing)
     with pytest.raises(FoveateError, match="alpha is -1"):
         threshold_confidence(torch.zeros(2), -1)
+    with pytest.raises(FoveateError, match=r"got torch\.int64"):
+        sign_confidence(torch.tensor([1, 2]))
     with pytest.raises(FoveateError, match="confidence_fn is 3"):
         ConfidenceOptimizer([nn.Parameter(torch.zeros(1))], 0.1, 3)
     p = nn.Parameter(torch.zeros(2, 3))

@@ -270,6 +270,19 @@ def test_language_models_are_read_out_by_their_targets():
         target_log_likelihood(net(words), targets[:, :3])
 
 
+@pytest.mark.parametrize("exact", [True, False])
+def test_sums_of_half_precision_do_not_overflow(exact):
+    """Squares of float16 leave its range at 256; the kernel of x -> W x is X X^T."""
+    net, x = nn.Linear(4, 1, bias=False).half(), torch.full((2, 4), 300.0).half()
+    found = module_ntk(net, x, ["weight"], exact)
+    assert found.tolist() == [[360_000.0] * 2] * 2
+
+
+def test_a_parameter_that_is_named_twice_counts_once():
+    net, x = nn.Linear(4, 1, bias=False), torch.ones(2, 4)
+    assert module_lambda(net, x, {"a": ["weight", "weight"]})["a"] == pytest.approx(4.0)
+
+
 # --- errors --------------------------------------------------------------------------------
 
 

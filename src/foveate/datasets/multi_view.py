@@ -71,6 +71,11 @@ class MultiViewDataset(Dataset[tuple[Tensor, int]]):
         item = self.dataset[place]
         picture = item[0] if isinstance(item, (tuple, list)) else item
         views = [self.transform(picture) for _ in range(self.views)]
+        if not all(isinstance(view, Tensor) for view in views):
+            raise FoveateError(
+                f"a view of sample {place} is of type {type(views[0]).__name__}; a transform must "
+                "end in a tensor"
+            )
         if any(view.shape != views[0].shape for view in views):
             raise FoveateError(
                 f"views of sample {place} have the shapes {[tuple(v.shape) for v in views]}; "
@@ -171,6 +176,11 @@ class MultiViewBatches:
             x = self.pictures[index]
             x = x.float() / 255 if x.dtype == torch.uint8 else x
             views = self.transform(x.repeat_interleave(self.views, 0), vary)
+            if views.ndim < 1 or len(views) != len(x) * self.views:
+                raise FoveateError(
+                    f"the transform made {tuple(views.shape)} of {len(x) * self.views} pictures; "
+                    "it must give one view of each"
+                )
             yield views.view(len(index), self.views, *views.shape[1:]), index
 
 

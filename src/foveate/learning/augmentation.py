@@ -201,7 +201,15 @@ def adjust_hue(x: Tensor, shift: Tensor) -> Tensor:
         ``(B, 3, H, W)`` in [0, 1].
     shift
         ``(B,)``, in turns: 0.5 is the opposite hue.
+
+    Raises
+    ------
+    FoveateError
+        These are no float pictures, or not of 3 channels.
     """
+    _check(x)
+    if x.shape[1] != 3:
+        raise FoveateError(f"adjust_hue expects 3 channels, got {tuple(x.shape)}; grey has no hue")
     value, low = x.amax(1), x.amin(1)
     chroma = value - low
     red, green, blue = x.unbind(1)
@@ -236,7 +244,8 @@ class ColorJitter:
     hue: float = 0.4
 
     def __post_init__(self) -> None:
-        if min(self.brightness, self.contrast, self.saturation) < 0 or not 0 <= self.hue <= 0.5:
+        factors = (self.brightness, self.contrast, self.saturation)
+        if not all(0 <= a < math.inf for a in factors) or not 0 <= self.hue <= 0.5:
             raise FoveateError(
                 "ColorJitter expects brightness, contrast and saturation of at least 0 and hue in "
                 f"[0, 0.5], got {self}"
@@ -324,9 +333,13 @@ class Normalize:
     std: tuple[float, ...]
 
     def __post_init__(self) -> None:
-        if len(self.mean) != len(self.std) or not all(s > 0 for s in self.std):
+        if (
+            len(self.mean) != len(self.std)
+            or not all(map(math.isfinite, self.mean))
+            or not all(0 < s < math.inf for s in self.std)
+        ):
             raise FoveateError(
-                "Normalize expects a mean and a std above 0 for each channel, got "
+                "Normalize expects a finite mean and std above 0 for each channel, got "
                 f"{self.mean} and {self.std}"
             )
 

@@ -330,17 +330,16 @@ class MemoryBank(nn.Module):
 
     def _load_from_state_dict(self, state_dict: Mapping[str, Any], prefix: str, *rest: Any) -> None:
         """Refuse, before anything is changed, a state that no bank of this size can have."""
-        memory, assign, sizes = (
-            state_dict.get(prefix + name) for name in ("memory", "assign", "sizes")
-        )
-        past = state_dict.get(prefix + "_extra_state")
-        slots = None
-        if memory is not None and assign is not None and sizes is not None:
-            slots = self._slots_of(memory, assign, sizes)
-        if past is not None and (past.shape[1:] != (5,) or not past[:, [0, 1, 3]].isfinite().all()):
+        parts = [state_dict.get(prefix + name) for name in ("memory", "assign", "sizes")]
+        past = state_dict.get(prefix + "_extra_state", torch.empty(0, 5))
+        tensors, slots = [part for part in parts if isinstance(part, Tensor)], self._slots
+        if len(tensors) == len(parts):
+            slots = self._slots_of(*tensors)
+        fits = isinstance(past, Tensor) and past.shape[1:] == (5,)
+        if not fits or not past[:, [0, 1, 3]].isfinite().all():
             raise FoveateError("the saved history of merges is damaged; save the bank again")
         super()._load_from_state_dict(state_dict, prefix, *rest)  # type: ignore[arg-type]
-        self._slots = self._slots if slots is None else slots
+        self._slots = slots
 
     def _slots_of(self, memory: Tensor, assign: Tensor, sizes: Tensor) -> int:
         n, dim = self.memory.shape
@@ -463,7 +462,7 @@ class InstanceDiscriminationLoss(nn.Module):
             moments = rows.T @ rows / (len(rows) * self.bank.tau**2)
             cons = _covariance(views.float() @ moments, views.float())
         elif self.consistency == "cos":
-            cons = _covariance(views, views) / 2  # |a - b|^2 = 2 - 2 cos of unit vectors
+            cons = _covariance(views.float(), views.float()) / 2  # |a - b|^2 = 2 - 2 cos
         else:
             cons = self.consistency(views.float(), self.bank.tau)
         return BankLoss(inst + self.weight * cons, inst, cons)

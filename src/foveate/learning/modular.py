@@ -121,7 +121,7 @@ class ModulePartition(Mapping[str, tuple[str, ...]]):
     Raises
     ------
     FoveateError
-        There is no module, or two share a parameter.
+        There is no module, or one shares a parameter with anything else.
     """
 
     def __init__(self, model: nn.Module, swaps: Swaps | None = None) -> None:
@@ -131,10 +131,11 @@ class ModulePartition(Mapping[str, tuple[str, ...]]):
         self._units: dict[str, tuple[str, int]] = {}
         self._params: dict[str, tuple[str, ...]] = {}
         self._model = model
-        seen: set[int] = set()
-        for path, layer in model.named_modules():
-            if not isinstance(layer, ModularLayer):
-                continue
+        layers = [(path, m) for path, m in model.named_modules() if isinstance(m, ModularLayer)]
+        inside_units = {id(m) for _, layer in layers for u in layer.units() for m in u.modules()}
+        others = (m for m in model.modules() if id(m) not in inside_units)
+        seen = {id(p) for m in others for p in m._parameters.values() if p is not None}
+        for path, layer in layers:
             for index, unit in enumerate(layer.units()):
                 inside = f"{layer.unit_list}.{index}" if layer.unit_list else ""
                 name = ".".join(part for part in (path, inside) if part)
@@ -423,12 +424,13 @@ class MATController:
                 )
             spent = float(counter.get_total_flops())
         seconds = time.perf_counter() - started
-        self.active = frozenset(self.partition)
+        active = frozenset(self.partition)
         if number >= self.warmup:
             history = [decision.lam for decision in self.decisions]
             chosen = frozenset(self.policy(lam, history, number))
-            self.active = chosen or frozenset([max(lam, key=lambda name: lam[name])])
-        self.partition.apply(self.active, self.mode)
+            active = chosen or frozenset([max(lam, key=lambda name: lam[name])])
+        self.partition.apply(active, self.mode)
+        self.active = active
         self.flops += spent
         decision = Decision(
             number, self.epoch, self.step, lam, self.active, spent, seconds, self.flops

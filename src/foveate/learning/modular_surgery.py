@@ -14,12 +14,15 @@ experts             the children of a `torch.nn.ModuleList` that is called ``exp
 ==================  ==========================================================================
 
 A stranger's module that only looks like attention or an MLP (with relative positions, say) is tried
-out on random numbers first and left alone where the swap would change its output.
+out on random numbers first and left alone where the swap would change its output. Left alone, too,
+is what shares weights with another module (two copies would part in training) or computes them from
+others (`torch.nn.utils.weight_norm`).
 """
 
 from __future__ import annotations
 
 import fnmatch
+from collections import Counter
 from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass, field
 
@@ -44,6 +47,7 @@ from foveate.learning.tangent_kernel import evaluating
 __all__ = ["ModuleSpec", "Swaps", "swap_modules"]
 
 _LAYERS = (nn.TransformerEncoderLayer, nn.TransformerDecoderLayer)
+_TAKEN = (nn.Linear, nn.Conv2d, nn.MultiheadAttention)  # layers whose weights are taken out
 _FUSED = "activation_relu_or_gelu"
 _QKV = ("query", "key", "value")
 
@@ -102,7 +106,7 @@ class Swaps:
 def swap_modules(model: nn.Module, spec: ModuleSpec) -> Swaps:
     """Swap in place; outputs stay as they were. An optimiser has to be made afterwards."""
     swaps = Swaps()
-    _walk(model, "", spec, swaps, {})
+    _walk(model, "", spec, swaps, {}, _shared(model))
     if swaps.swapped:
         for module in model.modules():
             if isinstance(module, nn.TransformerEncoder) and module.use_nested_tensor:
@@ -111,11 +115,38 @@ def swap_modules(model: nn.Module, spec: ModuleSpec) -> Swaps:
     return swaps
 
 
+def _shared(model: nn.Module) -> set[int]:
+    """Ids of the modules and parameters that stand at more than one place."""
+    places: Counter[int] = Counter()
+    for module in model.modules():
+        for part in (*module._modules.values(), *module._parameters.values()):
+            places[id(part)] += part is not None
+    return {which for which, count in places.items() if count > 1}
+
+
+def _must_be_alone(layers: nn.Module, shared: set[int]) -> None:
+    """Refuse layers whose weights something else uses or makes; `layers` itself may be shared."""
+    for layer in layers.modules():
+        if not isinstance(layer, _TAKEN):
+            continue
+        if (layer is not layers and id(layer) in shared) or any(
+            id(p) in shared for p in layer._parameters.values()
+        ):
+            raise FoveateError("it shares weights with another module")
+        if any(isinstance(value, Tensor) for value in vars(layer).values()):
+            raise FoveateError("its weights are computed from others (weight_norm, say)")
+
+
 def _walk(
-    parent: nn.Module, path: str, spec: ModuleSpec, swaps: Swaps, done: dict[int, nn.Module]
+    parent: nn.Module,
+    path: str,
+    spec: ModuleSpec,
+    swaps: Swaps,
+    done: dict[int, nn.Module],
+    shared: set[int],
 ) -> None:
     if isinstance(parent, _LAYERS) and spec.ffn_groups:
-        _swap_ffn(parent, f"{path}.linear1".lstrip("."), spec, swaps)
+        _swap_ffn(parent, f"{path}.linear1".lstrip("."), spec, swaps, shared)
     for name, child in list(parent._modules.items()):  # named_children() leaves out repetitions
         if child is None:
             continue
@@ -124,19 +155,25 @@ def _walk(
             continue
         if name == "experts" and spec.experts and isinstance(child, nn.ModuleList):
             for number, expert in list(child.named_children()):
-                if not isinstance(expert, ModularLayer):
-                    _put(child, number, MATExpert(expert), f"{where}.{number}", swaps, None)
+                if isinstance(expert, ModularLayer):
+                    continue
+                try:
+                    _must_be_alone(expert, shared)
+                except FoveateError as reason:
+                    swaps.skipped[f"{where}.{number}"] = str(reason)
+                    continue
+                _put(child, number, MATExpert(expert), f"{where}.{number}", swaps, None)
             continue
         if id(child) in done:  # one module at two places stays one
             _put(parent, name, done[id(child)], where, swaps, None)
             continue
         try:
-            made = _adapter(child, spec)
+            made = _adapter(child, spec, shared)
         except FoveateError as reason:
             swaps.skipped[where] = str(reason)
             continue
         if made is None:
-            _walk(child, where, spec, swaps, done)
+            _walk(child, where, spec, swaps, done, shared)
         else:
             done[id(child)] = made[0]
             _put(parent, name, made[0], where, swaps, made[1])
@@ -193,13 +230,16 @@ class _Drawer:
 Made = tuple[ModularLayer, Callable[[], None]]
 
 
-def _adapter(child: nn.Module, spec: ModuleSpec) -> Made | None:
+def _adapter(child: nn.Module, spec: ModuleSpec, shared: set[int]) -> Made | None:
     """The layer at the place of `child` and how to fill `child` again; None: not one of ours."""
     if spec.heads and type(child) is nn.MultiheadAttention:
+        _must_be_alone(child, shared)
         return _attention(child)
     if spec.heads and _linear(child, "qkv", "proj") and isinstance(_get(child, "num_heads"), int):
+        _must_be_alone(child, shared)
         return _self_attention(child)
     if spec.filter_groups and type(child) is nn.Conv2d:
+        _must_be_alone(child, shared)
         conv = child
         grouped = GroupedConv2d.from_plain(conv, spec.filter_groups)
         taken = _Drawer({"weight": (conv, "weight"), "bias": (conv, "bias")})
@@ -207,6 +247,7 @@ def _adapter(child: nn.Module, spec: ModuleSpec) -> Made | None:
     mlp = _mlp(child) if spec.ffn_groups else None
     if mlp is None:
         return None
+    _must_be_alone(child, shared)
     first, activation, dropout, second, output_dropout = mlp
     layer = _grouped_mlp(first, second, activation, dropout, output_dropout, spec, child)
     slots = _Drawer(_mlp_slots(first, second))
@@ -342,7 +383,9 @@ def _grouped_mlp(
     return made
 
 
-def _swap_ffn(layer: nn.Module, where: str, spec: ModuleSpec, swaps: Swaps) -> None:
+def _swap_ffn(
+    layer: nn.Module, where: str, spec: ModuleSpec, swaps: Swaps, shared: set[int]
+) -> None:
     """``linear2(dropout(activation(linear1(x))))`` of PyTorch's own transformer layers."""
     if _excluded(where, spec) or not _linear(layer, "linear1", "linear2"):
         return
@@ -351,6 +394,7 @@ def _swap_ffn(layer: nn.Module, where: str, spec: ModuleSpec, swaps: Swaps) -> N
     assert isinstance(second, nn.Linear)  # noqa: S101
     activation: Activation = layer.activation  # type: ignore[assignment]
     try:
+        _must_be_alone(nn.ModuleList((first, second)), shared)
         made = _grouped_mlp(
             first,
             second,

@@ -53,7 +53,7 @@ def _classes(labels: Tensor, count: int, name: str) -> Tensor:
         or labels.is_floating_point()
         or labels.is_complex()
         or labels.dtype == torch.bool
-        or int(labels.min()) < 0
+        or int(labels.long().min()) < 0
     ):
         raise FoveateError(
             f"{name} are integers of at least 0, one for each of the {count} features, got "
@@ -116,16 +116,17 @@ def knn_classify(
             f"0, got k={k} and tau={tau}"
         )
     largest = int(classes.max())
-    count = largest + 1 if n_classes is None else n_classes
-    if largest >= count:
+    if n_classes is not None and largest >= n_classes:
         raise FoveateError(f"class {largest} occurs where n_classes={n_classes} allows less")
+    # Only classes that occur have a score: whatever their numbers are, the table stays small.
+    known, place = torch.unique(classes, return_inverse=True)
     said = []
     for block in _blocks(len(test), len(train)):
         nearest = (test[block] @ train.T).topk(k, dim=1)
         # Divided by the largest weight: the scores keep their order and a small tau no overflow.
         weights = ((nearest.values - nearest.values[:, :1]) / tau).exp()
-        scores = weights.new_zeros(len(weights), count)
-        said.append(scores.scatter_add_(1, classes[nearest.indices], weights).argmax(1))
+        scores = weights.new_zeros(len(weights), len(known))
+        said.append(known[scores.scatter_add_(1, place[nearest.indices], weights).argmax(1)])
     return torch.cat(said)
 
 

@@ -71,8 +71,7 @@ Group = dict[str, Any]
 def sign_confidence(g: Tensor) -> Tensor:
     """F = 1 / abs(g), so that F g is the sign: the confidence of SIGN-SGD and signADAM (table 1).
 
-    0 where g is 0, or so small (subnormal) that it has no reciprocal. Half precision is answered in
-    float32. Same shape as `g`.
+    0 where g is 0, or so small (subnormal) that it has no reciprocal; float32 of half precision.
     """
     return threshold_confidence(g, 0.0)
 
@@ -83,9 +82,11 @@ def threshold_confidence(g: Tensor, alpha: float) -> Tensor:
     Raises
     ------
     FoveateError
-        alpha is negative or no number.
+        alpha is negative or no number, or g holds no floats.
     """
     _number("alpha", alpha, infinite=True)
+    if not g.is_floating_point():
+        raise FoveateError(f"confidence is that of gradients in real floats, got {g.dtype}")
     size = _wide(g).abs()
     trusted = (size > alpha) & (size >= torch.finfo(size.dtype).tiny)
     return torch.where(trusted, 1 / size, torch.zeros_like(size))
@@ -239,7 +240,7 @@ class SignSGD(_SignOptimizer):
 class Signum(_SignOptimizer):
     """m <- beta m + (1 - beta) g,  theta <- theta - lr sign(m): the sign of the average.
 
-    Bernstein et al., ICML 2018; `weight_decay` is L2, in g.
+    Bernstein et al., ICML 2018; `weight_decay` is L2, in g. A NaN in g stays in m: it never moves.
     """
 
     def __init__(
@@ -269,8 +270,7 @@ class ConfidenceOptimizer(_SignOptimizer):
         Gradient -> multiplier F(g) / delta of the same shape, not negative; e.g.
         `sign_confidence`, or ``lambda g: threshold_confidence(g, 5e-4)``.
     beta
-        In [0, 1). There is no factor 1 - beta here: with ``lr = delta (1 - beta)`` this is
-        signADAM++.
+        In [0, 1), without a factor 1 - beta: with ``lr = delta (1 - beta)`` this is signADAM++.
     """
 
     def __init__(
@@ -294,7 +294,7 @@ class ConfidenceOptimizer(_SignOptimizer):
                     f"confidence_fn made {tuple(confidence.shape)} of a gradient of shape "
                     f"{tuple(g.shape)}; expected the same shape"
                 )
-            code = confidence * g
+            code = torch.where(confidence == 0, 0.0, confidence * g)  # 0 * inf is NaN
             self._count(p, code.sign())
             m = self._buffer(p, "momentum_buffer")
             m.mul_(group["beta"]).add_(code, alpha=group["lr"])

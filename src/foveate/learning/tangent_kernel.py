@@ -234,7 +234,7 @@ def _check(model: nn.Module, modules: Mapping[str, Sequence[str]]) -> dict[str, 
             )
     if not modules:
         raise FoveateError("there is no module to look at; give names and their parameters")
-    return {name: tuple(params) for name, params in modules.items()}
+    return {name: tuple(dict.fromkeys(params)) for name, params in modules.items()}
 
 
 def _probe(probe: Probe) -> tuple[Tensor, ...]:
@@ -359,6 +359,7 @@ def _grams(
         total = torch.zeros((), dtype=torch.float64, device=directions.device)
         for p in params:
             flat = rows[p].flatten(2).flatten(0, 1) if exact else rows[p].flatten(1)
+            flat = flat.float() if flat.element_size() < 4 else flat  # sums of squares overflow
             total = total + (flat @ flat.T).double()
         grams[name] = total
     for name, gram in grams.items():
