@@ -641,6 +641,27 @@ def test_files_that_are_no_session(world, tmp_path):
         world.again(tmp_path)
 
 
+@pytest.mark.parametrize(
+    "damage",
+    [
+        "DELETE FROM fact WHERE name = 'budget'",
+        "DELETE FROM fact WHERE name = 'options'",
+        "DELETE FROM fact WHERE name = 'features_digest'",
+        "UPDATE fact SET value = '3' WHERE name = 'strategy'",
+        "UPDATE fact SET value = '[\"nobody\"]' WHERE name = 'start'",
+        "UPDATE event SET content = '7'",
+        'UPDATE event SET content = \'{"items": [{"id": 1}]}\'',
+        "UPDATE event SET kind = 'told'",
+    ],
+)
+def test_a_session_with_nonsense_in_it_is_one_sentence(world, tmp_path, damage):
+    with world.open(tmp_path) as labelling:
+        labelling.session.ask()
+        labelling.session.file._db.execute(damage)
+    with pytest.raises(FoveateError, match=r"session .* is damaged"):
+        world.again(tmp_path)
+
+
 def test_without_the_library_of_an_expert_the_sentence_says_what_to_do(
     world, tmp_path, monkeypatch
 ):

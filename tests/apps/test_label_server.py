@@ -136,6 +136,24 @@ def test_no_origin_no_other_method_no_large_body(browser, labelling):
     assert labelling.session.labels == {}
 
 
+def test_a_path_without_a_slash_is_turned_away(browser):
+    guard = browser.app
+    headers = [(b"host", HOST.encode())]
+    for path in ("*", ""):  # OPTIONS *, as a client may send
+        scope = {"type": "http", "method": "OPTIONS", "path": path, "headers": headers}
+        assert guard.refusal(scope).status_code == 404
+
+
+def test_a_label_as_long_as_a_table_may_have_can_be_given_on_the_page(tmp_path, monkeypatch):
+    monkeypatch.setattr(label_store, "SYNCHRONOUS", "OFF")
+    long = "\N{GRINNING FACE}" * 500
+    photos = make_photos(tmp_path / "photos")
+    with open_session(photos, tmp_path / "out", budget=3, classes=(long, "b")) as opened:
+        name = opened.session.ask()[0].id
+        assert Browser(opened).post("label", {"id": name, "label": long}).status_code == 200
+        assert opened.session.labels == {name: long}
+
+
 @pytest.mark.parametrize(
     ("action", "body"),
     [

@@ -105,6 +105,15 @@ def test_only_training_stays_fill_gaps(texts):
     np.testing.assert_array_equal(after[0][:, :37][:, gap], before[0][:, :37][:, gap])
 
 
+@pytest.mark.parametrize("train", [np.ones(8, bool), [0.5, 1.5], [], [-1], [8], [[0]]])
+def test_training_stays_are_indices_and_no_mask(texts, train):
+    data = PhysioNet2012(texts, ("a",))
+    with pytest.raises(FoveateError, match="train expects indices"):
+        data.features(train)
+    with pytest.raises(FoveateError, match="train expects indices"):
+        fill_gaps(data.hourly, train)
+
+
 def test_columns_can_be_left_raw(texts):
     data = PhysioNet2012(texts, ("a",))
     raw, names = data.features(TRAIN, static=False, impute="none")
@@ -174,6 +183,8 @@ def test_real_files_have_the_counts_of_the_specification(shared_data):
         ("set-a/132540.txt", "80.5", "heavy", "a number were expected"),
         ("set-a/132540.txt", "80.5", "nan", "no finite numbers"),
         ("set-a/132540.txt", "00:00,Age", "49:00,Age", "times outside of 00:00 to 48:00"),
+        ("set-a/132540.txt", "00:00,Age", "9" * 30 + ":00,Age", "line 3 of .*132540.txt"),
+        ("set-a/132540.txt", "00:00,Age", "00:75,Age", "line 3 of .*132540.txt"),
         ("Outcomes-a.txt", ",1\n", ",2\n", "labels other than 0 and 1"),
         ("Outcomes-a.txt", "132540,6", "132539,6", "names a stay twice"),
         ("Outcomes-a.txt", "132540,6", "132540,six", "line 3 of .*six integers"),
@@ -223,7 +234,7 @@ def test_what_is_missing_is_named(tmp_path, texts):
     with pytest.raises(FoveateError, match="impute is 'ffill_mean' or 'none'"):
         data.features(TRAIN, impute="zeros")
     for train in ([], [8], [[1]]):
-        with pytest.raises(FoveateError, match=r"indices \(n,\) of stays from 0 to 7"):
+        with pytest.raises(FoveateError, match=r"indices \(n,\) of samples from 0 to 7"):
             data.features(train)
     with pytest.raises(FoveateError, match="fill_gaps expects"):
         fill_gaps(np.zeros((2, 2)), [0])

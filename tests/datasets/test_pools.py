@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import io
+import os
 from pathlib import Path
 
 import numpy as np
@@ -93,6 +94,28 @@ def test_a_picture_that_claims_to_be_gigantic_is_refused(tmp_path):
         read_pool(tmp_path)
 
 
+def test_a_pipe_is_no_picture_and_a_closed_folder_is_named(tmp_path, monkeypatch):
+    root = tmp_path / "birds"
+    png(root / "a.png", (1, 2, 3))
+    png(root / "in" / "b.png", (1, 2, 3))
+    scandir = os.scandir
+
+    def refuse(path):
+        if Path(path).name == "in":
+            raise PermissionError(13, "Permission denied", str(path))
+        return scandir(path)
+
+    with monkeypatch.context() as patch:
+        patch.setattr(os, "scandir", refuse)
+        with pytest.raises(FoveateError, match=r"cannot look into .*in: Permission denied"):
+            read_pool(root)
+    if not hasattr(os, "mkfifo"):
+        pytest.skip("this system has no named pipes")
+    os.mkfifo(root / "c.png")  # to open it would wait for a writer
+    with pytest.raises(FoveateError, match=r"cannot be read: c\.png"):
+        read_pool(root)
+
+
 def test_the_fingerprint_tells_pools_apart(tmp_path):
     for k in range(3):
         png(tmp_path / "one" / f"{k}.png", (k, 0, 0))
@@ -151,6 +174,26 @@ def test_parquet_with_embeddings_in_one_column(tmp_path):
     ragged.write_parquet(tmp_path / "r.parquet")
     with pytest.raises(FoveateError, match=r"column 'embedding' have 1 to 2 numbers"):
         read_pool(tmp_path / "r.parquet")
+
+
+@pytest.mark.parametrize(
+    "column",
+    [
+        pl.Series([b"\xff", b"b"]),
+        pl.Series([1, 2]).cast(pl.Duration),
+        pl.Series([["a"], ["b"]]),
+        pl.Series([{"a": 1}, {"a": 2}]),
+    ],
+)
+def test_ids_and_labels_are_words(tmp_path, column):
+    path, words = tmp_path / "a.parquet", pl.Series(["a", "b"])
+    pl.DataFrame({"id": column, "x": [1.0, 2.0]}).write_parquet(path)
+    with pytest.raises(FoveateError, match=r"ids .*are texts or integers"):
+        read_pool(path)
+    for table in ({"id": column, "label": words}, {"id": words, "label": column}):
+        pl.DataFrame(table).write_parquet(path)
+        with pytest.raises(FoveateError, match="ids and labels are texts or integers"):
+            read_labels(path)
 
 
 def test_a_tsv(tmp_path):

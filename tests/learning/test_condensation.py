@@ -5,6 +5,7 @@ from __future__ import annotations
 import dataclasses
 import inspect
 import math
+import os
 
 import numpy as np
 import pytest
@@ -338,6 +339,9 @@ def test_checkpoints_of_another_run_are_refused(tmp_path):
             method(**other).fit(rows, y, None, path)
     with pytest.raises(FoveateError, match="belongs to a run"):
         method().fit(x, y, None, path, leave_out=0)
+    moved = torch.cat([torch.zeros(5), torch.ones(5)]).long()  # one row has changed its class
+    with pytest.raises(FoveateError, match="belongs to a run"):
+        method().fit(x, moved, None, path)
     method().fit(x, y).save(tmp_path / "set.safetensors")
     with pytest.raises(FoveateError, match="not a checkpoint of this version"):
         method().fit(x, y, None, tmp_path / "set.safetensors")
@@ -371,6 +375,23 @@ def test_leaving_a_row_out_changes_nothing_but_its_place():
     assert all(len(calls[2]) == 3 for calls in less)
     assert not any((calls[2] == x[32]).flatten(1).all(1).any() for calls in less)
     assert few.meta["rows"] == 33
+
+
+def test_leaving_a_row_out_keeps_the_other_rows_of_a_real_start():
+    x, y = some_rows((9, 4))
+    m = method((fixed(),), iterations=1, lr=1e-30, init="real", ipc=3)
+    with pytest.warns(UserWarning, match="not for sharing"):
+        whole = m.fit(x, y).x
+    used = [int((x == row).flatten(1).all(1).nonzero()) for row in whole]
+    for row in range(13):
+        with pytest.warns(UserWarning, match="not for sharing"):
+            less = m.fit(x, y, leave_out=row).x
+        assert not (less == x[row]).flatten(1).all(1).any()
+        kept = [x[other] for other in used if other != row]
+        assert all((less == other).flatten(1).all(1).any() for other in kept)
+        assert torch.equal(less, whole) == (row not in used)
+    with pytest.raises(FoveateError, match="a class has 3 rows to start from, fewer than 4"):
+        method(init="real", ipc=4).fit(x, y, leave_out=12)
 
 
 # --- a release with noise ------------------------------------------------------------------
@@ -437,6 +458,14 @@ def test_a_release_tells_epsilon_and_hides_its_seed(tmp_path):
     assert formal["epsilon"] == release(1.5).epsilon(0.5, 3)
     m.fit(x, y, None, tmp_path / "c.safetensors")
     assert torch.equal(m.fit(x, y, None, tmp_path / "c.safetensors").x, few.x)
+
+
+def test_nobody_else_reads_the_seed_of_a_checkpoint(tmp_path):
+    path = tmp_path / "run.safetensors"
+    x, y = some_rows()
+    method((fixed(),), iterations=1).fit(x, y, None, path)
+    if os.name == "posix":
+        assert path.stat().st_mode & 0o077 == 0
 
 
 def test_a_release_refuses_what_breaks_its_bound(monkeypatch):
@@ -510,6 +539,25 @@ def test_checklist_12_one_file_with_all_of_it(tmp_path, normalizer):
     assert len(read) == 5
 
 
+def test_what_is_saved_can_be_read(tmp_path):
+    path = tmp_path / "few.safetensors"
+    x, y = some_rows((2, 2))
+    one = torch.ones(1).expand(3)  # a view, and mean and std in the same memory
+    saved = CondensedSet(x.double().transpose(1, 2), y.int(), Normalizer(one[None].T, one[None].T))
+    saved.save(path)
+    read = CondensedSet.load(path)
+    torch.testing.assert_close(read.x, x.transpose(1, 2))
+    assert read.y.tolist() == y.tolist()
+    torch.testing.assert_close(read.denormalize(), x.transpose(1, 2) + 1)
+    content = path.read_bytes()
+    x[0, 0, 0] = math.nan
+    with pytest.raises(FoveateError, match="x of a CondensedSet is not finite"):
+        CondensedSet(x, y).save(path)
+    assert path.read_bytes() == content
+    with pytest.raises(FoveateError, match="must be plain JSON"):  # before the work, not after it
+        method().fit(*some_rows(), meta={"data": object()})
+
+
 def test_denormalize_undoes_the_normaliser_of_the_training_rows():
     """Checklist 9: clinical units come back."""
     x, y = some_rows((30, 30))
@@ -548,6 +596,8 @@ def test_other_files_are_refused(tmp_path):
         ({**good, "y": good["y"] - 1}, header), ({**good, "x": torch.zeros(3, 3)}, header),
         ({**good, "mean": torch.zeros(5)}, header),
         ({**good, "mean": torch.zeros(5), "std": torch.zeros(5)}, header),
+        ({**good, "mean": torch.full((3,), math.nan), "std": torch.ones(3)},
+         {"foveate": header["foveate"].replace("{", '{"eps": 0, ', 1)}),
     ):  # fmt: skip
         save_file(tensors, path, meta)
         with pytest.raises(FoveateError, match=r"x\.safetensors"):
@@ -610,6 +660,8 @@ def test_training_is_bce_on_the_sigmoid_with_adam_in_shuffled_batches():
     assert not net.training
     one = train_network(fixed()(), x[:1], y[:1], epochs=2, lr=0.01, val=(x, y))
     assert one.rows == [1, 2]  # a single row is still trained on
+    each = train_network(fixed()(), x, y, epochs=1, lr=0.01, val=(x, y), batch=1)
+    assert each.rows == [13]
 
 
 def test_checklist_8_the_first_epoch_of_the_best_validation_auc_is_taken():
@@ -799,6 +851,8 @@ def test_bad_input_is_one_sentence():
         lambda: evaluate(few, [], (x, y), (x, y)),
         lambda: evaluate(few, [Probe], (x, y), (x, y), n_init=0),
         lambda: evaluate(few, [Probe], (x, y[:2]), (x, y)),
+        lambda: evaluate(few, [Probe], (x, y), (nan, y)),
+        lambda: evaluate(few, [Probe], (nan, y), (x, y)),
         lambda: train_network(Probe(), x, y, epochs=1, lr=1),
         lambda: train_network(Probe(), x, y, epochs=0, lr=1, selection="last"),
         lambda: train_network(Probe(), x, y[:2], epochs=1, lr=1, selection="last"),
@@ -810,6 +864,7 @@ def test_bad_input_is_one_sentence():
 
 def test_numpy_rows_do_as_well():
     x, y = some_rows()
+    assert torch.equal(method(shape=list(SHAPE)).fit(x, y).x, method().fit(x, y).x)
     few = method().fit(x.double().numpy(), y.to(torch.int32).numpy())
     assert torch.equal(few.x, method().fit(x, y).x)
     assert condensation.__doc__

@@ -142,6 +142,14 @@ def test_a_question_in_the_terminal():
     assert "1 cat  2 dog   |  s skip  u undo  q stop" in text
 
 
+def test_a_table_cannot_give_orders_to_the_terminal():
+    cells = [("ti\x1b[2Jtle", "\x1b]0;hello\x07"), ("n", "one\ntwo\u202e")]
+    text = question(snapshot(item={**item(), "values": cells}))
+    assert all(line.isprintable() for line in text.split("\n"))
+    assert "ti\\x1b[2Jtle  \\x1b]0;hello\\x07" in text
+    assert "one\\ntwo\\u202e" in text
+
+
 def test_the_page_allows_its_own_scripts_and_styles_and_no_others():
     nasty = "</script><script>alert(1)</script><!--"
     html, policy = label_page(page_state(snapshot(pool=nasty)), "1.2.3")

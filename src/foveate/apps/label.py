@@ -292,6 +292,11 @@ def _resumed(
     progress: Progress,
 ) -> Labelling:
     facts, _ = file.read()
+    shapes = {"options": dict, "strategy": dict, "fingerprint": str, "features_digest": object}
+    if bad := [n for n in shapes if n not in facts or not isinstance(facts[n], shapes[n])]:
+        raise FoveateError(
+            f"the labelling session {file.path} is damaged ({bad[0]}); start a new one with --out"
+        )
     begun = {**facts["options"], **facts["strategy"]}
     for name, value in {**options, **chosen}.items():
         given = list(value) if isinstance(value, tuple) else value

@@ -64,7 +64,7 @@ class _Item(_Strict):
 
 
 class _Answer(_Item):
-    label: str = Field(min_length=1, max_length=200)
+    label: str = Field(min_length=1, max_length=500)  # as long as in a table of labels
 
 
 class _Class(_Strict):
@@ -102,7 +102,7 @@ class _Guard:
         host = headers.get("host", [])
         if len(host) != 1 or host[0].lower() not in self.hosts:
             return _refused(421, "this server answers under its own address only")
-        first = str(scope["path"]).split("/")[1]
+        first = str(scope["path"]).removeprefix("/").split("/")[0]
         if not secrets.compare_digest(first.encode(), self.token.encode()):
             return _refused(404, "there is nothing here; use the address that the command printed")
         if scope["method"] in ("GET", "HEAD"):

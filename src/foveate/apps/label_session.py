@@ -146,10 +146,20 @@ class LabelSession:
     def reload(self) -> None:
         """Read everything anew from the file."""
         self.facts, self.events = self.file.read()
-        kept = self.facts["strategy"]
-        self.settings = StrategySettings(**{**kept, "experts": tuple(kept["experts"])})
         self._deal: DEAL | None = None
-        self._fold()
+        try:
+            kept = self.facts["strategy"]
+            self.settings = StrategySettings(**{**kept, "experts": tuple(kept["experts"])})
+            self._fold()
+            # All that is asked for later; a name that the pool lacks is a KeyError too.
+            for name in (*self.facts["start"], *self.asked, *self.labels):
+                self.place[name]
+            _ = self.budget, self.classes, self.facts["closed"]
+        except (AttributeError, KeyError, TypeError, ValueError) as error:
+            raise FoveateError(
+                f"the labelling session {self.file.path} is damaged ({error!r}); start a new one "
+                "with --out"
+            ) from error
 
     def _fold(self) -> None:
         self.labels: dict[str, str] = {}  # in order of labelling

@@ -174,12 +174,7 @@ class PhysioNet2012:
         """
         if impute not in ("ffill_mean", "none"):
             raise FoveateError(f"impute is 'ffill_mean' or 'none', got {impute!r}")
-        rows = split(len(self))[0] if train is None else np.asarray(train, np.int64)
-        if rows.ndim != 1 or not rows.size or rows.min() < 0 or rows.max() >= len(self):
-            raise FoveateError(
-                f"train expects indices (n,) of stays from 0 to {len(self) - 1}, got "
-                f"{rows.shape} of {rows.dtype}"
-            )
+        rows = split(len(self))[0] if train is None else _indices(train, len(self))
         x = self.hourly
         if impute == "ffill_mean":
             x = fill_gaps(x, rows)
@@ -239,17 +234,31 @@ def fill_gaps(x: Floats, train: npt.ArrayLike) -> Floats:
     train
         Indices of the training samples.
     """
-    rows = np.asarray(train, np.int64)
-    if x.ndim != 3 or rows.ndim != 1 or not rows.size:
-        raise FoveateError(
-            f"fill_gaps expects x (N, T, F) and indices (n,), got {x.shape} and {rows.shape}"
-        )
+    if x.ndim != 3:
+        raise FoveateError(f"fill_gaps expects x (N, T, F), got {x.shape}")
+    rows = _indices(train, len(x))
     measured = ~np.isnan(x)
     steps = np.arange(x.shape[1])[None, :, None]
     last = np.maximum.accumulate(np.where(measured, steps, 0), axis=1)
     filled = np.take_along_axis(x, last, 1)
     means = np.array([_mean(x[rows, :, k]) for k in range(x.shape[2])], np.float32)
     return np.where(np.isnan(filled), means, filled)
+
+
+def _indices(train: npt.ArrayLike, count: int) -> Ints:
+    """Indices of training samples; a mask, read as indices, would name the first two alone."""
+    rows = np.asarray(train)
+    if (
+        rows.dtype.kind not in "iu"
+        or rows.ndim != 1
+        or not rows.size
+        or not 0 <= int(rows.min()) <= int(rows.max()) < count
+    ):
+        raise FoveateError(
+            f"train expects indices (n,) of samples from 0 to {count - 1}, got {rows.dtype} "
+            f"{rows.shape}; of a mask give np.flatnonzero(mask)"
+        )
+    return rows.astype(np.int64)
 
 
 def _mean(values: npt.NDArray[np.floating]) -> float:
@@ -381,10 +390,9 @@ def _read_texts(folder: Path, letter: str) -> _Events:
             if not line.strip() or name in ("RecordID", ""):  # some stays have nameless lines (M)
                 continue
             try:
-                hours, minutes = time.split(":")
-                if not (hours.isdigit() and minutes.isdigit() and len(minutes) == 2):
+                if not re.fullmatch(r"[0-9]{2}:[0-5][0-9]", time):
                     raise ValueError
-                minute.append(60 * int(hours) + int(minutes))
+                minute.append(60 * int(time[:2]) + int(time[3:]))
                 param.append(index[name])
                 value.append(float(text))
             except (ValueError, KeyError) as error:

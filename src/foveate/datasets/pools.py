@@ -246,7 +246,7 @@ def read_labels(path: Path | str, pool: Pool | None = None) -> dict[str, str]:
 def _from_folder(root: Path) -> Pool:
     files: list[Path] = []
     others: dict[str, int] = {}
-    for folder, below, names in os.walk(root):
+    for folder, below, names in os.walk(root, onerror=_not_listed):
         below[:] = sorted(name for name in below if not name.startswith("."))
         for name in sorted(names):
             suffix = Path(name).suffix.lower()
@@ -282,6 +282,13 @@ def _from_folder(root: Path) -> Pool:
     )
 
 
+def _not_listed(error: OSError) -> None:
+    raise FoveateError(
+        f"cannot look into {error.filename}: {error.strerror}; its pictures would be missing from "
+        "the pool without a word"
+    ) from error
+
+
 def _unreadable(source: str, bad: Sequence[str], count: int) -> FoveateError:
     return FoveateError(
         f"{len(bad)} of the {count} pictures of {source} cannot be read: {some(bad)}; repair them "
@@ -292,6 +299,8 @@ def _unreadable(source: str, bad: Sequence[str], count: int) -> FoveateError:
 @contextlib.contextmanager
 def _opened(file: Path) -> Iterator[Image.Image]:
     try:
+        if not file.is_file():  # opening a pipe would wait for ever
+            raise ValueError("it is no file")
         if file.stat().st_size > MAX_BYTES:
             raise ValueError("the file is too large")
         # Formats by name: Pillow's other readers include ones that start programs.

@@ -69,7 +69,18 @@ def _check_size(rows: int, columns: int) -> None:
 
 
 def texts_of(column: pl.Series) -> list[str]:
-    """Cells without the blanks around them; empty where nothing is written."""
+    """Cells without the blanks around them; empty where nothing is written.
+
+    Raises
+    ------
+    FoveateError
+        The cells are no words: lists, bytes, spans of time.
+    """
+    kind = column.dtype
+    if kind.is_nested() or kind in (pl.Binary, pl.Duration, pl.Object):
+        raise FoveateError(
+            f"column {column.name!r} holds {kind}; ids and labels are texts or integers"
+        )
     words: list[str | None] = column.cast(pl.String).str.strip_chars().to_list()
     return [word or "" for word in words]
 

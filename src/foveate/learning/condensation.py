@@ -19,6 +19,10 @@ iteration has another network: never stop early on it.
 Every random number follows from (seed, iteration), so a run that is stopped and resumed ends in
 the same bits, and two runs that differ in one real row differ in nothing else.
 
+The parts beside the method, all of which can be had from here too: sets and files in
+`foveate.learning.condensed_set`, training and testing in `condensation_evaluation`, choices of
+real rows to compare with in `coresets`.
+
 >>> pool = series_pool(("TCN-a", "LSTM-a", "ViT-a"), features=44)  # doctest: +SKIP
 >>> method = DistributionMatching(list(pool.values()), 10, (48, 44), seed=0)  # doctest: +SKIP
 >>> few = method.fit(x, y)  # doctest: +SKIP
@@ -27,7 +31,6 @@ the same bits, and two runs that differ in one real row differ in nothing else.
 
 from __future__ import annotations
 
-import copy
 import functools
 import hashlib
 import json
@@ -35,24 +38,28 @@ import math
 import secrets
 import time
 import warnings
-from collections.abc import Callable, Iterator, Mapping, Sequence
-from contextlib import contextmanager
-from dataclasses import dataclass, field
+from collections.abc import Callable, Mapping, Sequence
+from dataclasses import dataclass
 from pathlib import Path
 from typing import Any, Literal
 
 import numpy as np
 import numpy.typing as npt
-import polars as pl
 import torch
-import torch.nn.functional as F
-from safetensors import SafetensorError, safe_open
 from safetensors.torch import save_file
 from torch import Tensor, nn
-from torch.utils.data import TensorDataset
 
 from foveate.errors import FoveateError
 from foveate.files import write_whole
+from foveate.learning.condensation_evaluation import (
+    Training,
+    auc,
+    evaluate,
+    seeded,
+    train_network,
+)
+from foveate.learning.condensed_set import CondensedSet, Normalizer, as_json, read_tensors
+from foveate.learning.coresets import kmeans_rows, random_rows
 from foveate.learning.privacy import GaussianRelease
 
 __all__ = [
@@ -70,173 +77,11 @@ __all__ = [
 ]
 
 NetFactory = Callable[[], nn.Module]
-Rows = tuple[Tensor, Tensor]  # (N, ...) float, (N,) int
 Ints = npt.NDArray[np.int64]
 Progress = Callable[[str, int, int], None]
 Array = Tensor | npt.NDArray[Any]
 
-_FORMAT = "foveate condensed set 1"
 _CHECKPOINT = "foveate condensation checkpoint 1"
-_MAX_FILE = 1 << 30  # bytes of a condensed set or checkpoint
-
-
-# ---------------------------------------------------------------------------- what comes out
-
-
-@dataclass(frozen=True, eq=False)
-class Normalizer:
-    """z-score and back: ``(x - mean) / (std + eps)``, then clipped to [-clip, clip] if set.
-
-    `mean` and `std` broadcast with one row: ``(F,)`` for series ``(T, F)``, ``(C, 1, 1)`` for
-    pictures ``(C, H, W)``.
-    """
-
-    mean: Tensor
-    std: Tensor
-    eps: float = 1e-9
-    clip: float | None = None
-
-    @classmethod
-    def fit(cls, x: Array, feature_axis: int = -1, clip: float | None = None) -> Normalizer:
-        """Statistics per feature over rows and everything else: of the *training* rows, mind.
-
-        Parameters
-        ----------
-        x
-            ``(N, ...)``.
-        feature_axis
-            -1 for series ``(N, T, F)``, 1 for pictures ``(N, C, H, W)``.
-        """
-        rows = torch.as_tensor(x).double()
-        if rows.ndim < 2 or not rows.numel() or not rows.isfinite().all():
-            raise FoveateError(
-                f"Normalizer.fit expects finite rows (N, ...), at least one, got {tuple(x.shape)}"
-            )
-        axis = feature_axis % rows.ndim
-        if axis == 0:
-            raise FoveateError("Normalizer.fit: axis 0 counts the rows, it is no feature axis")
-        others = [a for a in range(rows.ndim) if a != axis]
-        std, mean = torch.std_mean(rows, others, correction=0)
-        shape = (-1, *(1,) * (rows.ndim - 1 - axis))
-        return cls(mean.float().reshape(shape), std.float().reshape(shape), clip=clip)
-
-    def __call__(self, x: Array) -> Tensor:
-        """Normalise ``(N, ...)``."""
-        z = (torch.as_tensor(x).float() - self.mean) / (self.std + self.eps)
-        return z if self.clip is None else z.clamp(-self.clip, self.clip)
-
-    def inverse(self, z: Tensor) -> Tensor:
-        """Back to the units of the data (what was clipped stays clipped)."""
-        return z * (self.std + self.eps) + self.mean
-
-
-@dataclass(eq=False)
-class CondensedSet:
-    """A few synthetic rows, their labels, and where they come from.
-
-    Attributes
-    ----------
-    x, y
-        ``(M, *row)`` float32 and ``(M,)`` int64; rows of one class stand together.
-    normalizer
-        Makes clinical units of `x` again; None when `x` is in the data's own units.
-    meta
-        Provenance: method, data set, rows per class, seed, iterations, pool, privacy. JSON only.
-    """
-
-    x: Tensor
-    y: Tensor
-    normalizer: Normalizer | None = None
-    meta: dict[str, Any] = field(default_factory=dict)
-
-    def __post_init__(self) -> None:
-        if self.x.ndim < 2 or self.y.shape != (len(self.x),) or not len(self.x):
-            raise FoveateError(
-                "a CondensedSet is x (M, ...) and y (M,) with at least one row, got "
-                f"{tuple(self.x.shape)} and {tuple(self.y.shape)}"
-            )
-
-    def __len__(self) -> int:
-        return len(self.y)
-
-    def to_dataset(self) -> TensorDataset:
-        """For a ``torch.utils.data.DataLoader``: items (x float32, y int64)."""
-        return TensorDataset(self.x, self.y)
-
-    def denormalize(self) -> Tensor:
-        """`x` in the units of the data, ``(M, *row)``."""
-        return self.x if self.normalizer is None else self.normalizer.inverse(self.x)
-
-    def save(self, path: Path | str) -> Path:
-        """Write one safetensors file, whole or not at all."""
-        path = Path(path)
-        tensors = {"x": self.x.contiguous(), "y": self.y.contiguous()}
-        header: dict[str, Any] = {"format": _FORMAT, "meta": self.meta}
-        if self.normalizer is not None:
-            tensors |= {"mean": self.normalizer.mean, "std": self.normalizer.std}
-            header |= {"eps": self.normalizer.eps, "clip": self.normalizer.clip}
-        try:
-            text = json.dumps(header, allow_nan=False)
-        except (TypeError, ValueError) as error:
-            raise FoveateError(f"CondensedSet.meta must be plain JSON: {error}") from error
-        with write_whole(path) as temporary:
-            save_file(tensors, temporary, {"foveate": text})
-        return path
-
-    @classmethod
-    def load(cls, path: Path | str) -> CondensedSet:
-        """Read what `save` wrote.
-
-        Raises
-        ------
-        FoveateError
-            The file is missing, damaged, too large or something else.
-        """
-        tensors, header = _read_safetensors(Path(path), _FORMAT, "a condensed set")
-        try:
-            x, y, meta = tensors["x"], tensors["y"], header["meta"]
-            if (
-                x.dtype != torch.float32
-                or y.dtype != torch.int64
-                or not isinstance(meta, dict)
-                or not x.isfinite().all()
-                or (len(y) and int(y.min()) < 0)
-            ):
-                raise ValueError("x is no finite float32, y no int64 from 0, or meta no object")
-            normalizer = None
-            if "mean" in tensors:
-                clip = header["clip"]
-                normalizer = Normalizer(
-                    tensors["mean"],
-                    tensors["std"],
-                    float(header["eps"]),
-                    None if clip is None else float(clip),
-                )
-                if normalizer.inverse(x[:1]).shape != x[:1].shape:
-                    raise ValueError("mean and std do not fit the rows")
-            return cls(x, y, normalizer, meta)
-        except (KeyError, ValueError, TypeError, RuntimeError, FoveateError) as error:
-            raise FoveateError(
-                f"{path} is no condensed set that can be used ({error}); condense again"
-            ) from error
-
-
-def _read_safetensors(path: Path, kind: str, what: str) -> tuple[dict[str, Tensor], dict[str, Any]]:
-    try:
-        if path.stat().st_size > _MAX_FILE:
-            raise ValueError(f"it has more than {_MAX_FILE} bytes")
-        with safe_open(path, "pt") as file:
-            header = json.loads((file.metadata() or {}).get("foveate", "{}"))
-            if not isinstance(header, dict) or header.get("format") != kind:
-                raise ValueError(f"it is not {what} of this version")
-            return {name: file.get_tensor(name) for name in file.keys()}, header  # noqa: SIM118
-    except (OSError, ValueError, RecursionError, SafetensorError) as error:
-        raise FoveateError(
-            f"cannot read {path} as {what} ({error}); make it again or name another file"
-        ) from error
-
-
-# ---------------------------------------------------------------------------- the method
 
 
 @dataclass(frozen=True)
@@ -280,6 +125,7 @@ class DistributionMatching:
     device: str | torch.device = "cpu"
 
     def __post_init__(self) -> None:
+        object.__setattr__(self, "shape", tuple(self.shape))  # a list, as from JSON, does as well
         if isinstance(self.nets, Mapping):
             raise FoveateError("nets is a sequence of functions; of a dict give list(d.values())")
         if not self.nets or min(self.ipc, self.iterations, self.real_batch) < 1 or not self.lr > 0:
@@ -340,6 +186,8 @@ class DistributionMatching:
         x, members = self._members(X, y)
         if leave_out is not None and not 0 <= leave_out < len(x):
             raise FoveateError(f"leave_out is a row from 0 to {len(x) - 1}, got {leave_out}")
+        self._enough(members, leave_out)
+        as_json(dict(meta or {}))  # complain now, not when the work is done
         pool, formal = self._pool(), self._formal(members)
         run = ""
         if checkpoint is not None:
@@ -396,7 +244,7 @@ class DistributionMatching:
         """The loss of one iteration; all randomness comes from (seed, iteration)."""
         words = np.random.SeedSequence([seed, 1, iteration])
         state = words.generate_state(1 + 2 * len(members), np.uint64)
-        with _global_generator(int(state[0]), self.device):
+        with seeded(int(state[0]), self.device):
             # First the network, then the real batch.
             make = self.nets[int(torch.randint(len(self.nets), ()))]
             net = make().to(self.device).train().requires_grad_(False)
@@ -404,13 +252,13 @@ class DistributionMatching:
         loss = s.new_zeros(())
         for label, synthetic in enumerate(torch.split(s, self.ipc)):
             rows, count = self._draw(members[label], rng, leave_out)
-            with torch.no_grad(), _global_generator(int(state[1 + 2 * label]), self.device):
+            with torch.no_grad(), seeded(int(state[1 + 2 * label]), self.device):
                 real = self._sum(net, x[torch.from_numpy(rows)]) / count
             if self.release is not None:
                 size = self.release.noise_multiplier * math.sqrt(real.numel()) / count
                 noise = torch.from_numpy(rng.normal(0.0, size, real.numel()))
                 real = real + noise.to(real)
-            with _global_generator(int(state[2 + 2 * label]), self.device):
+            with seeded(int(state[2 + 2 * label]), self.device):
                 ours = self._sum(net, synthetic) / self.ipc
             loss = loss + (real - ours).square().sum()
         return loss
@@ -466,17 +314,22 @@ class DistributionMatching:
             )
         classes = labels.long().cpu().numpy()
         members = [np.flatnonzero(classes == c).astype(np.int64) for c in range(len(found))]
-        smallest = min(map(len, members))
-        if smallest < 2 or (self.init == "real" and smallest < self.ipc):
-            raise FoveateError(
-                f"a class has {smallest} rows, fewer than "
-                f"{max(2, self.ipc if self.init == 'real' else 2)}; give more rows or a smaller ipc"
-            )
         return x, members
+
+    def _enough(self, members: list[Ints], leave_out: int | None) -> None:
+        """Raise FoveateError where a class is too small."""
+        if min(map(len, members)) < 2:
+            raise FoveateError("a class has 1 rows, fewer than 2; give more rows")
+        smallest = min(int((m != leave_out).sum()) for m in members)
+        if self.init == "real" and smallest < self.ipc:
+            raise FoveateError(
+                f"a class has {smallest} rows to start from, fewer than {self.ipc}; give more rows "
+                "or a smaller ipc"
+            )
 
     def _pool(self) -> list[nn.Module]:
         """One network of each kind, checked for what the settings need."""
-        with _global_generator(0, "cpu"):
+        with seeded(0, "cpu"):
             pool = [make() for make in self.nets]
         for net in pool:
             name = type(net).__name__
@@ -496,6 +349,7 @@ class DistributionMatching:
         """Hash of all that the bits of a run depend on, but for seed and length."""
         settings = [self.ipc, self.shape, self.lr, self.real_batch, self.match, self.init]
         settings += [repr(self.release), leave_out, [repr(net) for net in pool]]
+        settings += [len(m) for m in members]  # where one class ends: the bytes below do not say
         digest = hashlib.sha256(repr(settings).encode())
         for array in (x.contiguous().cpu().numpy(), *members):
             digest.update(np.ascontiguousarray(array).data)
@@ -511,7 +365,7 @@ class DistributionMatching:
     ) -> tuple[Tensor, torch.optim.Adam, int, int]:
         """S, its optimiser, the seed and the first iteration: new, or where a run stopped."""
         if checkpoint is not None and checkpoint.is_file():
-            kept, header = _read_safetensors(checkpoint, _CHECKPOINT, "a checkpoint")
+            kept, header = read_tensors(checkpoint, _CHECKPOINT, "a checkpoint")
             seed, start = header.get("seed"), header.get("iteration")
             if (
                 header.get("run") != run
@@ -543,7 +397,9 @@ class DistributionMatching:
                 stacklevel=3,
             )
             rng = np.random.default_rng([seed, 0])
-            rows = [rng.permutation(m[m != leave_out])[: self.ipc] for m in members]
+            # Drawn of all rows, so that without one of them the others keep their places.
+            drawn = [rng.permutation(m) for m in members]
+            rows = [order[order != leave_out][: self.ipc] for order in drawn]
             s = x[torch.from_numpy(np.concatenate(rows))].clone()
         else:
             generator = torch.Generator()
@@ -569,16 +425,6 @@ class DistributionMatching:
         }
 
 
-@contextmanager
-def _global_generator(seed: int, device: str | torch.device) -> Iterator[None]:
-    """Seed torch's global generators for the block; afterwards they are as before."""
-    where = torch.device(device)
-    cuda = [where.index or 0] if where.type == "cuda" else []
-    with torch.random.fork_rng(devices=cuda):
-        torch.manual_seed(seed)
-        yield
-
-
 def _save_checkpoint(
     path: Path, s: Tensor, adam: torch.optim.Adam, seed: int, iteration: int, run: str
 ) -> None:
@@ -591,252 +437,7 @@ def _save_checkpoint(
             temporary,
             {"foveate": json.dumps(header)},
         )
-
-
-# ---------------------------------------------------------------------------- evaluation
-
-
-@dataclass(frozen=True)
-class Training:
-    """How the training of one network went.
-
-    Attributes
-    ----------
-    steps, rows, seconds, val_auc
-        At every validation: steps and rows so far, seconds of training (validation not counted),
-        AUC on the validation rows, 0 to 1.
-    epoch
-        Epoch, from 1, whose weights the network ended with.
-    """
-
-    steps: list[int]
-    rows: list[int]
-    seconds: list[float]
-    val_auc: list[float]
-    epoch: int
-
-    @property
-    def best(self) -> float:
-        """Highest validation AUC; NaN without one."""
-        return max((a for a in self.val_auc if not math.isnan(a)), default=math.nan)
-
-    def first(self, level: float) -> int | None:
-        """Index of the first validation with an AUC of at least `level`."""
-        return next((k for k, a in enumerate(self.val_auc) if a >= level), None)
-
-
-def auc(y: Array, logits: Tensor) -> float:
-    """Area under the ROC curve, 0 to 1; of several classes the mean of one against the rest.
-
-    NaN when a logit is not finite, as after a training that diverged.
-    """
-    from sklearn.metrics import roc_auc_score
-
-    labels = np.asarray(y)
-    if not logits.isfinite().all():
-        return math.nan
-    if logits.ndim == 1 or logits.shape[1] == 1:
-        if len(np.unique(labels)) != 2:
-            raise FoveateError("an AUC needs rows of both classes; give more validation rows")
-        return float(roc_auc_score(labels, logits.flatten().numpy()))
-    p = logits.double().softmax(1).numpy()
-    if len(np.unique(labels)) != p.shape[1]:
-        raise FoveateError("an AUC needs rows of every class; give more validation rows")
-    return float(roc_auc_score(labels, p, multi_class="ovr"))
-
-
-@torch.no_grad()
-def _logits(net: nn.Module, x: Tensor, device: str | torch.device) -> Tensor:
-    net.eval()
-    return torch.cat([net(part.to(device)).cpu() for part in torch.split(x, 512)]).float()
-
-
-def train_network(
-    net: nn.Module,
-    x: Tensor,
-    y: Tensor,
-    *,
-    epochs: int,
-    lr: float,
-    val: Rows | None = None,
-    batch: int = 64,
-    seed: int = 0,
-    validate_every: int | None = None,
-    selection: Literal["best_val", "last"] = "best_val",
-    device: str | torch.device = "cpu",
-) -> Training:
-    """Train `net` in place with Adam on rows ``(N, ...)`` and labels ``(N,)``; ends in eval mode.
-
-    The reference's evaluation (P): binary cross-entropy (with one logit; else cross-entropy),
-    shuffled batches, no weights, no weight decay. A last batch of a single row is left out, for
-    batch normalisation has no statistics of it.
-
-    Parameters
-    ----------
-    val
-        Rows and labels for the AUC after every epoch.
-    validate_every
-        Steps between further validations, for the curve only: epochs alone are chosen from.
-    selection
-        ``best_val``: the weights after the epoch with the best validation AUC, the first if equal.
-        That spends the labels of `val`. ``last``: the last epoch's.
-    """
-    if selection not in ("best_val", "last") or min(epochs, batch) < 1 or not lr > 0:
-        raise FoveateError(
-            "train_network expects selection 'best_val' or 'last' and epochs, batch and lr above "
-            f"0, got {selection!r}, {epochs}, {batch} and {lr}"
-        )
-    if selection == "best_val" and val is None:
-        raise FoveateError("selection='best_val' needs validation rows; give val or take 'last'")
-    if not len(x) or y.shape != (len(x),):
-        raise FoveateError(
-            f"expected rows (N, ...) and labels (N,), got {tuple(x.shape)}, {tuple(y.shape)}"
-        )
-    x, y, net = x.to(device), y.to(device), net.to(device)
-    optimizer = torch.optim.Adam(net.parameters(), lr)
-    order = torch.Generator().manual_seed(seed)
-    steps: list[int] = []
-    rows: list[int] = []
-    seconds: list[float] = []
-    curve: list[float] = []
-    best, chosen, kept = -math.inf, epochs, None
-    step = seen = 0
-    spent = 0.0
-    with _global_generator(seed, device):
-        for epoch in range(1, epochs + 1):
-            parts = [
-                part
-                for part in torch.split(torch.randperm(len(x), generator=order), batch)
-                if len(part) > 1 or len(x) == 1
-            ]
-            for index, part in enumerate(parts, 1):
-                began = time.perf_counter()
-                net.train()
-                z, wanted = net(x[part]), y[part]
-                if z.ndim == 1 or z.shape[1] == 1:
-                    z = z.flatten()
-                    loss = F.binary_cross_entropy_with_logits(z, wanted.to(z.dtype))
-                else:
-                    loss = F.cross_entropy(z, wanted.long())
-                optimizer.zero_grad()
-                loss.backward()  # type: ignore[no-untyped-call]
-                optimizer.step()
-                spent += time.perf_counter() - began
-                step, seen = step + 1, seen + len(part)
-                ends = index == len(parts)
-                if val is None or not (ends or (validate_every and step % validate_every == 0)):
-                    continue
-                value = auc(val[1], _logits(net, val[0], device))
-                steps.append(step)
-                rows.append(seen)
-                seconds.append(spent)
-                curve.append(value)
-                if ends and selection == "best_val" and value > best:
-                    best, chosen, kept = value, epoch, copy.deepcopy(net.state_dict())
-    if kept is not None:
-        net.load_state_dict(kept)
-    net.eval()
-    return Training(steps, rows, seconds, curve, chosen)
-
-
-def evaluate(
-    cset: CondensedSet,
-    nets: Mapping[str, NetFactory] | Sequence[NetFactory],
-    val: Rows,
-    test: Rows,
-    epochs: int = 30,
-    lr: float = 5e-4,
-    n_init: int = 5,
-    selection: Literal["best_val", "last"] = "best_val",
-    batch: int = 64,
-    seed: int = 0,
-    device: str | torch.device = "cpu",
-) -> pl.DataFrame:
-    """Train networks on a condensed set only and test them on real rows.
-
-    With ``best_val`` the real validation rows choose the epoch, so more than the condensed rows is
-    used; ``last`` is the strict form.
-
-    Returns
-    -------
-    polars.DataFrame
-        One row per net and initialisation: ``net, init, auc, accuracy, val_auc, epoch``; scores
-        from 0 to 1, `accuracy` at the threshold 0.5. The paper reports mean and population
-        standard deviation of `auc` over `init`.
-    """
-    named = nets if isinstance(nets, Mapping) else {str(k): make for k, make in enumerate(nets)}
-    if not named or n_init < 1:
-        raise FoveateError("evaluate expects at least one net and one initialisation")
-    val, test = (_as_rows(*rows) for rows in (val, test))
-    table = []
-    for name, make in named.items():
-        for init in range(n_init):
-            with _global_generator(1000 * seed + init, "cpu"):
-                net = make()
-            training = train_network(
-                net, cset.x, cset.y, epochs=epochs, lr=lr, val=val, batch=batch,
-                seed=1000 * seed + init, selection=selection, device=device,
-            )  # fmt: skip
-            z = _logits(net, test[0], device)
-            said = (z.flatten() > 0).long() if z.ndim == 1 or z.shape[1] == 1 else z.argmax(1)
-            table.append(
-                {
-                    "net": name if isinstance(nets, Mapping) else type(net).__name__,
-                    "init": init,
-                    "auc": auc(test[1], z),
-                    "accuracy": float((said == test[1]).float().mean()),
-                    "val_auc": training.best if selection == "best_val" else training.val_auc[-1],
-                    "epoch": training.epoch,
-                }
-            )
-    return pl.DataFrame(table)
-
-
-def _as_rows(x: Array, y: Array) -> Rows:
-    rows, labels = torch.as_tensor(x).float(), torch.as_tensor(y).long()
-    if rows.ndim < 2 or labels.shape != (len(rows),) or not len(rows):
-        raise FoveateError(
-            f"expected rows (N, ...) and labels (N,), got {tuple(rows.shape)} and "
-            f"{tuple(labels.shape)}"
-        )
-    return rows, labels
-
-
-# ---------------------------------------------------------------------------- coresets
-
-
-def _per_class(y: Array, ipc: int) -> list[Ints]:
-    labels = np.asarray(y)
-    members = [np.flatnonzero(labels == c).astype(np.int64) for c in np.unique(labels)]
-    if ipc < 1 or not members or min(map(len, members)) < ipc:
-        raise FoveateError(
-            f"expected at least {max(ipc, 1)} rows of every class, got "
-            f"{[len(m) for m in members]}; give more rows or a smaller ipc"
-        )
-    return members
-
-
-def random_rows(y: Array, ipc: int, seed: int = 0) -> Ints:
-    """Indices of `ipc` random rows of every class, class by class."""
-    rng = np.random.default_rng(seed)
-    return np.concatenate([rng.permutation(m)[:ipc] for m in _per_class(y, ipc)])
-
-
-def kmeans_rows(X: Array, y: Array, ipc: int, seed: int = 0) -> Ints:
-    """Indices of the real rows nearest to the `ipc` k-means centroids of every class.
-
-    A row that two centroids ask for goes to the first; the other gets the next nearest.
-    """
-    from sklearn.cluster import KMeans
-
-    flat = np.asarray(X, np.float32).reshape(len(X), -1)
-    chosen: list[int] = []
-    for members in _per_class(y, ipc):
-        found = KMeans(ipc, n_init=1, random_state=seed).fit(flat[members])
-        for distance in found.transform(flat[members]).T:
-            free = (int(m) for m in members[np.argsort(distance)] if m not in chosen)
-            chosen.append(next(free))
-    return np.array(chosen, np.int64)
+    path.chmod(0o600)  # it holds the seed, and with it the noise of a release
 
 
 # ---------------------------------------------------------------------------- pictures

@@ -181,12 +181,18 @@ def question(shown: Mapping[str, Any]) -> str:
     item = shown["item"]
     why = reason(item, shown["missing"], shown["closed"])
     lines = ["", f"[{shown['answered'] + 1} of {shown['budget']}] {item.get('path') or item['id']}"]
-    width = max((len(name) for name, _ in item["values"]), default=0)
-    lines += [f"    {name:<{width}}  {value}" for name, value in item["values"]]
+    values = [(_visible(name), _visible(value)) for name, value in item["values"]]
+    width = max((len(name) for name, _ in values), default=0)
+    lines += [f"    {name:<{width}}  {value}" for name, value in values]
     lines.append(f"  {why['title']}: {why['text']}")
     classes = "  ".join(f"{k} {c['name']}" for k, c in enumerate(shown["classes"], 1))
     lines.append(f"  {classes or 'type a class'}   |  s skip  u undo  q stop")
     return "\n".join(lines)
+
+
+def _visible(text: str) -> str:
+    """Without characters that a terminal obeys: a cell of a table must not move the cursor."""
+    return "".join(c if c.isprintable() else c.encode("unicode_escape").decode() for c in text)
 
 
 def answer_of(
