@@ -25,12 +25,16 @@ __all__ = ["take_turns"]
 LOW = 10.0
 """Percentile of the rounds."""
 
+SETTLE = 0.05
+"""Seconds before a turn of several threads: pools spin for a while when their work is done, and the
+next contender would have to share the cores with those of the one before."""
+
 
 def take_turns(
     contenders: Mapping[str, Callable[[], object]],
     rounds: int = 30,
     threads: int = 1,
-    turn_s: float = 4e-3,
+    turn_s: float = 2e-2,
     clock: Callable[[], float] | None = None,
 ) -> dict[str, float]:
     """Seconds that one call of each contender takes.
@@ -44,8 +48,9 @@ def take_turns(
     threads
         How many the contenders use: it chooses the clock.
     turn_s
-        A call that is shorter is repeated within a turn until it takes about this long. The first
-        call of every turn is not timed, so that nobody pays for caches that the one before filled.
+        A call that is shorter is repeated within a turn until it takes about this long. Before
+        that come a quarter as many calls, at least one, that are not timed, so that nobody pays for
+        caches that the one before filled.
     clock
         Seconds from anywhere; None: CPU time for one thread, else wall time.
 
@@ -70,7 +75,10 @@ def take_turns(
     times: dict[str, list[float]] = {name: [] for name in contenders}
     for _ in range(rounds):
         for name, call in contenders.items():
-            call()
+            if threads > 1:
+                time.sleep(SETTLE)
+            for _ in range(max(1, repeats[name] // 4)):
+                call()
             started = clock()
             for _ in range(repeats[name]):
                 call()
