@@ -385,7 +385,8 @@ def policy_of(arm: str, counts: Sequence[int], modules: int, seed: int, config: 
         return QuantileThreshold(1 - config.active)
 
     def q(step: int) -> float:
-        return (modules - counts[step]) / max(modules - 1, 1)
+        active = counts[min(step, len(counts) - 1)]  # fewer decisions where ``mat`` diverged
+        return (modules - active) / max(modules - 1, 1)
 
     return RandomSelection(q, seed) if arm == "random" else QuantileThreshold(q, smallest=True)
 
@@ -424,7 +425,9 @@ def train(
         seconds += time.perf_counter() - started
         losses.append(total / len(data.train))
         spent.append(mat.flops / 1e12)
-        sound = math.isfinite(losses[-1])
+        sound = math.isfinite(losses[-1]) and all(
+            bool(p.isfinite().all()) for p in training.net.parameters()
+        )
         reached.append(tested(training.net, data, data.validation)[0] if sound else math.nan)
         tell(
             f"{arm}, seed {seed}, epoch {epoch + 1} of {config.epochs}: loss {losses[-1]:.2f}, "
