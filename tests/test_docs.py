@@ -18,7 +18,7 @@ SNIPPETS = dict(
 
 
 def test_the_page_has_the_snippets():
-    assert len(SNIPPETS) == 6
+    assert len(SNIPPETS) == 8
 
 
 @pytest.mark.parametrize("title", SNIPPETS)
