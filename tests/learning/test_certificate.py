@@ -237,9 +237,11 @@ def test_exact_distance_is_a_general_solvers(seed):
                 method="SLSQP",
                 constraints={"type": "ineq", "fun": lambda m, A=A, b=b: A @ m - b,
                              "jac": lambda m, A=A: A},
-                options={"ftol": 1e-15, "maxiter": 300},
+                options={"ftol": 1e-14, "maxiter": 300},
             )  # fmt: skip
-            if found.success:
+            # It may stop without success where it cannot improve any more; what counts is that
+            # the point is allowed.
+            if (A @ found.x - b).min() >= -1e-9:
                 best = min(best, found.fun**0.5)
         assert distance == pytest.approx(best, rel=1e-4, abs=1e-6)
         assert bound <= distance * (1 + 1e-9)
