@@ -44,14 +44,6 @@ HAS_NATIVE = hasattr(importlib.import_module("foveate._native"), "Model")
 EXECUTORS: list[Executor] = ["reference", "native"] if HAS_NATIVE else ["reference"]
 
 
-@pytest.fixture(scope="module", autouse=True)
-def one_thread():
-    threads = torch.get_num_threads()
-    torch.set_num_threads(1)
-    yield
-    torch.set_num_threads(threads)
-
-
 def settle(net: nn.Module, seed: int = 0) -> nn.Module:
     """Statistics, slopes and scales as after training, batch norms of both signs; eval mode.
 

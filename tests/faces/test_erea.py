@@ -31,14 +31,6 @@ def clip(batch: int = 2, frames: int = 16, size: int = 12, seed: int = 0) -> tor
     return torch.randn(batch, 3, frames, size, size, generator=torch.Generator().manual_seed(seed))
 
 
-@pytest.fixture(scope="module", autouse=True)
-def one_thread():
-    threads = torch.get_num_threads()
-    torch.set_num_threads(1)
-    yield
-    torch.set_num_threads(threads)
-
-
 # --- sizes ---------------------------------------------------------------------------------
 
 

@@ -28,14 +28,6 @@ TORCHVISION = {
 }
 
 
-@pytest.fixture(autouse=True, scope="module")
-def one_thread():
-    threads = torch.get_num_threads()
-    torch.set_num_threads(1)
-    yield
-    torch.set_num_threads(threads)
-
-
 def lively(net: nn.Module, seed: int = 0) -> nn.Module:
     """Statistics and scales that are neither 0 nor 1, in evaluation mode."""
     generator = torch.Generator().manual_seed(seed)

@@ -17,14 +17,6 @@ from foveate.nn.resnet import resnet20
 from foveate.nn.staged import HookedModel, SmallVGG, StagedModel, in_eval_mode, layer_outputs
 
 
-@pytest.fixture(autouse=True, scope="module")
-def one_thread():
-    threads = torch.get_num_threads()
-    torch.set_num_threads(1)
-    yield
-    torch.set_num_threads(threads)
-
-
 class Block(nn.Module):
     def __init__(self, c_in: int, c_out: int, stride: int) -> None:
         super().__init__()

@@ -25,12 +25,8 @@ from foveate.nn.timeseries import (
 
 
 @pytest.fixture(autouse=True)
-def one_thread_and_seed():
-    threads = torch.get_num_threads()
-    torch.set_num_threads(1)
+def seed():
     torch.manual_seed(0)
-    yield
-    torch.set_num_threads(threads)
 
 
 def parameters(net: nn.Module) -> int:

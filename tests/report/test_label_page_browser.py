@@ -13,12 +13,13 @@ import polars as pl
 import pytest
 from PIL import Image
 
+import browser_pages
+from browser_pages import CHROMIUM
 from foveate.apps import label_store
 from foveate.apps.label import Labelling, open_session
 
-playwright = pytest.importorskip("playwright.sync_api", reason="playwright is not installed")
+pytest.importorskip("playwright.sync_api", reason="playwright is not installed")
 pytest.importorskip("fastapi", reason="the extra serve is not installed")
-CHROMIUM = Path("/usr/bin/chromium")
 
 pytestmark = [
     pytest.mark.browser,
@@ -52,16 +53,6 @@ def table(path: Path) -> Path:
     return path
 
 
-@pytest.fixture(scope="module")
-def chromium() -> Iterator[Any]:
-    with playwright.sync_playwright() as driver:
-        browser = driver.chromium.launch(
-            executable_path=str(CHROMIUM), args=["--no-sandbox", "--disable-gpu"]
-        )
-        yield browser
-        browser.close()
-
-
 class Served:
     """A session behind its real server, in a thread of this process."""
 
@@ -82,27 +73,8 @@ class Served:
         self.address = found[0]
 
 
-class Opened:
-    """A page that is ready, with everything it complained about and asked for."""
-
-    def __init__(self, browser: Any, address: str, **options: Any) -> None:
-        settings = {"viewport": {"width": 1400, "height": 900}, "color_scheme": "light"} | options
-        self.context = browser.new_context(**settings)
-        self.page = self.context.new_page()
-        self.address = address
-        self.complaints: list[str] = []
-        self.requests: list[str] = []
-        self.page.on(
-            "console",
-            lambda m: self.complaints.append(m.text) if m.type in {"error", "warning"} else None,
-        )
-        self.page.on("pageerror", lambda e: self.complaints.append(str(e)))
-        self.page.on("request", lambda r: self.requests.append(r.url))
-        self.page.goto(address)
-        self.page.wait_for_selector("html[data-ready=yes]")
-
-    def run(self, script: str) -> Any:
-        return self.page.evaluate(script)
+class Opened(browser_pages.Opened):
+    """... with what this page has."""
 
     def text(self, selector: str) -> str:
         return str(self.page.text_content(selector))

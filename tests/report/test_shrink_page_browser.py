@@ -3,17 +3,16 @@
 from __future__ import annotations
 
 import importlib.util
-from collections.abc import Iterator
 from pathlib import Path
 from types import ModuleType
 from typing import Any
 
 import pytest
 
+from browser_pages import CHROMIUM
 from foveate.report.shrink import write_shrink_page
 
-playwright = pytest.importorskip("playwright.sync_api", reason="playwright is not installed")
-CHROMIUM = Path("/usr/bin/chromium")
+pytest.importorskip("playwright.sync_api", reason="playwright is not installed")
 
 pytestmark = [
     pytest.mark.browser,
@@ -38,51 +37,6 @@ def pages(tmp_path_factory: pytest.TempPathFactory) -> Path:
     write_shrink_page(folder / "report.html", content.summary())
     write_shrink_page(folder / "hostile.html", content.poisoned(content.summary()))
     return folder
-
-
-@pytest.fixture(scope="module")
-def chromium() -> Iterator[Any]:
-    with playwright.sync_playwright() as driver:
-        browser = driver.chromium.launch(
-            executable_path=str(CHROMIUM), args=["--no-sandbox", "--disable-gpu"]
-        )
-        yield browser
-        browser.close()
-
-
-class Opened:
-    """A page that is ready, with everything it complained about and asked for."""
-
-    def __init__(self, browser: Any, path: Path, **options: Any) -> None:
-        settings = {"viewport": {"width": 1400, "height": 900}, "color_scheme": "light"} | options
-        self.context = browser.new_context(**settings)
-        self.page = self.context.new_page()
-        self.complaints: list[str] = []
-        self.requests: list[str] = []
-        self.page.on(
-            "console",
-            lambda m: self.complaints.append(m.text) if m.type in {"error", "warning"} else None,
-        )
-        self.page.on("pageerror", lambda e: self.complaints.append(str(e)))
-        self.page.on("request", lambda r: self.requests.append(r.url))
-        self.page.goto(path.as_uri())
-        self.page.wait_for_selector("html[data-ready=yes]")
-
-    def run(self, script: str) -> Any:
-        return self.page.evaluate(script)
-
-
-@pytest.fixture
-def opened(chromium: Any, pages: Path) -> Iterator[Any]:
-    kept = []
-
-    def open_page(name: str = "report.html", **options: Any) -> Opened:
-        kept.append(Opened(chromium, pages / name, **options))
-        return kept[-1]
-
-    yield open_page
-    for one in kept:
-        one.context.close()
 
 
 def test_opens_from_disk_draws_everything_and_asks_nothing_of_the_network(opened: Any) -> None:

@@ -12,11 +12,12 @@ import numpy as np
 import pytest
 from PIL import Image
 
+import browser_pages
+from browser_pages import CHROMIUM
 from foveate.report.watch import write_watch_page
 from foveate.streams.timeline import Timeline
 
-playwright = pytest.importorskip("playwright.sync_api", reason="playwright is not installed")
-CHROMIUM = Path("/usr/bin/chromium")
+pytest.importorskip("playwright.sync_api", reason="playwright is not installed")
 
 pytestmark = [
     pytest.mark.browser,
@@ -95,36 +96,8 @@ def pages(tmp_path_factory: pytest.TempPathFactory) -> Path:
     return folder
 
 
-@pytest.fixture(scope="module")
-def chromium() -> Iterator[Any]:
-    with playwright.sync_playwright() as driver:
-        browser = driver.chromium.launch(
-            executable_path=str(CHROMIUM), args=["--no-sandbox", "--disable-gpu"]
-        )
-        yield browser
-        browser.close()
-
-
-class Opened:
-    """A page that is ready, with everything it complained about and asked for."""
-
-    def __init__(self, browser: Any, path: Path, **options: Any) -> None:
-        settings = {"viewport": {"width": 1400, "height": 900}, "color_scheme": "light"} | options
-        self.context = browser.new_context(**settings)
-        self.page = self.context.new_page()
-        self.complaints: list[str] = []
-        self.requests: list[str] = []
-        self.page.on(
-            "console",
-            lambda m: self.complaints.append(m.text) if m.type in {"error", "warning"} else None,
-        )
-        self.page.on("pageerror", lambda e: self.complaints.append(str(e)))
-        self.page.on("request", lambda r: self.requests.append(r.url))
-        self.page.goto(path.as_uri())
-        self.page.wait_for_selector("html[data-ready=yes]")
-
-    def run(self, script: str, argument: object = None) -> Any:
-        return self.page.evaluate(script, argument)
+class Opened(browser_pages.Opened):
+    """... with what this page has."""
 
     def until(self, condition: str) -> None:
         # the page's policy forbids the eval that playwright's own waiting needs
@@ -178,19 +151,6 @@ def report(shared: Opened) -> Iterator[Opened]:
     shared.until("!document.getElementById('video').seeking")
     yield shared
     assert shared.complaints == []
-
-
-@pytest.fixture
-def opened(chromium: Any, pages: Path) -> Iterator[Any]:
-    kept = []
-
-    def open_page(name: str = "report.html", **options: Any) -> Opened:
-        kept.append(Opened(chromium, pages / name, **options))
-        return kept[-1]
-
-    yield open_page
-    for one in kept:
-        one.context.close()
 
 
 def test_opens_from_disk_without_a_complaint_and_without_the_network(report: Opened) -> None:
