@@ -9,14 +9,24 @@ from __future__ import annotations
 
 import contextlib
 import hashlib
+import json
 import os
 import tempfile
-from collections.abc import Iterator
+from collections.abc import Iterator, Mapping
 from pathlib import Path
+from typing import Any
 
 from foveate.errors import FoveateError
 
-__all__ = ["data_dir", "sha256_of", "writable_dir", "write_whole"]
+__all__ = [
+    "data_dir",
+    "made_folder",
+    "read_json",
+    "sha256_of",
+    "writable_dir",
+    "write_json",
+    "write_whole",
+]
 
 
 def data_dir() -> Path:
@@ -56,6 +66,40 @@ def writable_dir(path: Path, what: str = "output folder") -> Path:
             f"cannot write to the {what} {path}: {reason}; choose another folder with --out"
         ) from error
     return path
+
+
+@contextlib.contextmanager
+def made_folder(folder: Path) -> Iterator[None]:
+    """A folder that can be written to; nothing is left of it where nothing was written.
+
+    Raises
+    ------
+    FoveateError
+        As `writable_dir`.
+    """
+    made = [path for path in (folder, *folder.parents) if not path.exists()]
+    writable_dir(folder)
+    try:
+        yield
+    finally:
+        for path in made:
+            with contextlib.suppress(OSError):
+                path.rmdir()  # succeeds only when it is empty
+
+
+def read_json(path: Path) -> dict[str, Any]:
+    """Content of a JSON object; empty where there is none that can be read."""
+    try:
+        content = json.loads(path.read_text("utf-8"))
+    except (OSError, ValueError, RecursionError):
+        return {}
+    return content if isinstance(content, dict) else {}
+
+
+def write_json(path: Path, content: Mapping[str, Any]) -> None:
+    """Write a JSON object, whole or not at all; every number in it is finite."""
+    with write_whole(path) as temporary:
+        temporary.write_text(json.dumps(content, indent=1, allow_nan=False) + "\n", "utf-8")
 
 
 @contextlib.contextmanager

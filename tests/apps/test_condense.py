@@ -214,7 +214,7 @@ def test_interrupted_between_writing_the_set_and_noting_it(tmp_path, monkeypatch
         raise KeyboardInterrupt
 
     with monkeypatch.context() as patch:
-        patch.setattr(app, "_write_json", dies)
+        patch.setattr(app, "write_json", dies)
         with pytest.raises(KeyboardInterrupt):
             go(tmp_path / "a")
     assert (tmp_path / "a" / "condensed.safetensors").is_file()

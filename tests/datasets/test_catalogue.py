@@ -159,3 +159,23 @@ def test_real_sets_are_found_with_their_published_counts(shared_data: Path) -> N
     assert rows["bias-eval-rppg"]["status"] == "traces: 1, videos: 6, labels: 2"
     assert rows["indian-pines"]["status"] == "scenes: 1"
     catalogue.card("evm-face").verify(shared_data)
+
+
+def test_a_set_is_located_below_the_root_or_where_a_package_put_it(tmp_path):
+    from dataclasses import replace
+
+    from foveate.datasets.images import FashionMNIST
+
+    card = replace(FashionMNIST.card, elsewhere=(tmp_path / "package",))
+    mine, packaged = tmp_path / "mine", tmp_path / "package"
+    assert card.locate(mine) is None
+    for place in (packaged, mine):  # what the user has comes first
+        folder = place / "fashion-mnist"
+        folder.mkdir(parents=True)
+        for part in ("train", "t10k"):
+            for what in ("images-idx3", "labels-idx1"):
+                (folder / f"{part}-{what}-ubyte").touch()
+        assert card.locate(mine) == place
+    for path in (packaged / "fashion-mnist").glob("*images*"):
+        path.unlink()
+    assert card.locate(tmp_path / "nothing") is None  # a part of it is not the set

@@ -27,14 +27,6 @@ STAGES = [("conv1", "bn1", "relu", "maxpool", "layer1"), ("layer2",), ("layer3",
           ("avgpool", nn.Flatten(), "fc")]  # fmt: skip
 
 
-@pytest.fixture(autouse=True, scope="module")
-def one_thread():
-    threads = torch.get_num_threads()
-    torch.set_num_threads(1)
-    yield
-    torch.set_num_threads(threads)
-
-
 @pytest.fixture(autouse=True)
 def no_unexpected_warning():
     with warnings.catch_warnings():

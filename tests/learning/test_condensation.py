@@ -34,14 +34,6 @@ from foveate.nn.timeseries import MultiBranchTCN, series_pool
 SHAPE = (5, 3)
 
 
-@pytest.fixture(autouse=True)
-def one_thread():
-    threads = torch.get_num_threads()
-    torch.set_num_threads(1)
-    yield
-    torch.set_num_threads(threads)
-
-
 class Probe(nn.Module):
     """Linear on the flat row, K logits; keeps what it was given."""
 

@@ -26,15 +26,6 @@ from foveate.learning.metric import (
 )
 from metric_oracles import corners, draw, loss_by_hand, mined_by_hand, table
 
-
-@pytest.fixture(scope="module", autouse=True)
-def one_thread():
-    threads = torch.get_num_threads()
-    torch.set_num_threads(1)
-    yield
-    torch.set_num_threads(threads)
-
-
 # ------------------------------------------------------------------------------ estimators
 
 

@@ -31,15 +31,6 @@ from foveate.learning.privacy import (
 )
 from foveate.nn.timeseries import LSTMClassifier, MultiBranchTCN
 
-
-@pytest.fixture(autouse=True)
-def one_thread():
-    threads = torch.get_num_threads()
-    torch.set_num_threads(1)
-    yield
-    torch.set_num_threads(threads)
-
-
 # --- 1 proximity ---------------------------------------------------------------------------
 
 

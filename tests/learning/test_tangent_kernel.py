@@ -25,14 +25,6 @@ from foveate.learning.tangent_kernel import (
 from foveate.nn.vision_transformer import VisionTransformer
 
 
-@pytest.fixture(scope="module", autouse=True)
-def one_thread():
-    threads = torch.get_num_threads()
-    torch.set_num_threads(1)
-    yield
-    torch.set_num_threads(threads)
-
-
 def an_mlp(seed: int, width: int = 5, outputs: int = 3) -> nn.Sequential:
     torch.manual_seed(seed)
     net = nn.Sequential(nn.Linear(4, width), nn.Tanh(), nn.Linear(width, outputs))

@@ -195,6 +195,39 @@ def test_decomposed_is_quantised_exactly(m, k):
         assert not [p for p in branches.parameters() if p.requires_grad], "no learned alpha"
 
 
+def test_m_k_products_of_plus_and_minus_one_and_no_scale_that_learns(monkeypatch):
+    """Checklist 2 and 12: looked at where torch multiplies; each pair of digits once."""
+    torch.manual_seed(0)
+    layer = randomised(MBNConv2d(5, 3, 3, padding=1, w_bits=2, a_bits=3, weight_norm="clip"))
+    x = torch.randn(2, 5, 6, 6)
+    branches, expected = layer.decompose(), layer(x)
+    seen, original = [], F.conv2d
+
+    def spy(a, w, *rest):
+        seen.append((a, w, original(a, w, *rest).double()))
+        return original(a, w, *rest)
+
+    monkeypatch.setattr(F, "conv2d", spy)
+    assert torch.equal(branches(x), expected)
+    assert len(seen) == 3 * 2
+    for a, w, _ in seen:
+        assert set(a.unique().tolist()) == set(w.unique().tolist()) == {-1.0, 1.0}
+    # Digits of the codes by hand, floor((2^b - 1)(v + 1) / 2 + 1 / 2), and their multipliers.
+    u = np.floor(7 * (x.clamp(-1, 1).numpy() + 1) / 2 + 0.5).astype(int)
+    v = np.floor(3 * (layer.weight.detach().clamp(-1, 1).numpy() + 1) / 2 + 0.5).astype(int)
+    digits, weights = 2 * bits_of(u, 3) - 1, 2 * bits_of(v, 2) - 1
+    total = torch.zeros(())
+    for m, k in itertools.product(range(3), range(2)):
+        (product,) = [
+            y for a, w, y in seen
+            if np.array_equal(a, digits[m]) and np.array_equal(w, weights[k])
+        ]  # fmt: skip
+        total = total + 2 ** (m + k) * product
+    assert torch.allclose(total.float() / 21, expected, atol=1e-6)
+    for trained in (MultiBranchConv2d(2, 3, 1), MBNConv2d(2, 3, 1), MBNConvTranspose2d(2, 3, 1)):
+        assert [name for name, _ in trained.named_parameters()] == ["weight"]
+
+
 @settings(deadline=None, max_examples=60)
 @given(
     m=st.integers(1, 8),

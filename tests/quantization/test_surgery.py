@@ -290,6 +290,22 @@ def test_binarize_model_follows_its_config():
     model(X).sum().backward()
 
 
+def test_binarize_model_leaves_ends_and_skips_alone_by_default():
+    """The very same modules, in the default setting; everything else is 1 bit."""
+    model = net()
+    real = ["stem.0", "blocks.0.downsample.0", "blocks.1.downsample.0", "depthwise", "head"]
+    modules = {path: model.get_submodule(path) for path in real}
+    weights = {path: module.weight.clone() for path, module in modules.items()}
+    report = binarize_model(model)
+    assert set(report.kept) == set(real)
+    for path, module in modules.items():
+        assert model.get_submodule(path) is module
+        assert torch.equal(module.weight, weights[path])
+    assert {path: layer.bits for path, layer in quant_layers(model)} == dict.fromkeys(
+        [*(f"blocks.{i}.conv{j}" for i in (0, 1) for j in (1, 2)), "signed", "hidden"], (1, 1)
+    )
+
+
 def test_a_sign_never_stands_alone_behind_a_relu():
     """With 1 bit every quantised input of a plain ReLU ResNet takes at least two values."""
     torch.manual_seed(0)

@@ -29,20 +29,6 @@ SMOKE = PRESETS["smoke"]
 OTHER_JOBS = ["teacher", "tune-l-stat", "tune-adain", "mechanism"]
 
 
-@pytest.fixture(scope="module", autouse=True)
-def one_thread():
-    threads = torch.get_num_threads()
-    torch.set_num_threads(1)
-    yield
-    torch.set_num_threads(threads)
-
-
-@pytest.fixture(autouse=True)
-def no_installed_data(monkeypatch, tmp_path_factory):
-    """What the machine has installed must not change a test."""
-    monkeypatch.setattr(recipe, "DEBIAN", tmp_path_factory.getbasetemp() / "nothing")
-
-
 def a_setup(folder, **changes) -> recipe.Setup:
     config = dataclasses.replace(SMOKE, **changes)
     fabric = Fabric(accelerator="cpu", devices=1)

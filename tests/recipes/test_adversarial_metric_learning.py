@@ -8,7 +8,6 @@ import zipfile
 
 import numpy as np
 import pytest
-import torch
 from sklearn.neighbors import KNeighborsClassifier
 
 from foveate.datasets.keel import Table
@@ -21,14 +20,6 @@ from foveate.report.evidence import Evidence, Result
 
 SMOKE = PRESETS["smoke"]
 MINI = dataclasses.replace(SMOKE, rows=45, max_iter=6)
-
-
-@pytest.fixture(scope="module", autouse=True)
-def one_thread():
-    threads = torch.get_num_threads()
-    torch.set_num_threads(1)
-    yield
-    torch.set_num_threads(threads)
 
 
 def some_split(seed: int = 0) -> Split:

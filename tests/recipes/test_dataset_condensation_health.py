@@ -24,14 +24,6 @@ SMOKE = PRESETS["smoke"]
 DESK = PRESETS["desk"]
 
 
-@pytest.fixture(scope="module", autouse=True)
-def one_thread():
-    threads = torch.get_num_threads()
-    torch.set_num_threads(1)
-    yield
-    torch.set_num_threads(threads)
-
-
 def nothing(*_: object) -> None:
     pass
 

@@ -28,11 +28,9 @@ SETS = tuple(f"set-{k}" for k in range(9))
 
 
 @pytest.fixture(autouse=True)
-def no_installed_data(monkeypatch, tmp_path_factory):
-    """What the machine has installed must not change a test."""
-    nothing = tmp_path_factory.getbasetemp() / "nothing"
-    monkeypatch.setattr(recipe, "DEBIAN", nothing)
-    monkeypatch.setenv("FOVEATE_DATA", str(nothing / "home"))
+def no_tables_at_home(monkeypatch, tmp_path_factory):
+    """The user's data folder must not change a test either."""
+    monkeypatch.setenv("FOVEATE_DATA", str(tmp_path_factory.getbasetemp() / "nothing"))
 
 
 def some_results(seeds: int = 20, sets=SETS, noise: float = 0.5, **means) -> list[Result]:

@@ -28,14 +28,6 @@ NETWORK = EREAConfig(stem=4, stages=(4,), frames=32, size=12)
 SMALL = dataclasses.replace(SMOKE, network=NETWORK, train_clips=8)
 
 
-@pytest.fixture(scope="module", autouse=True)
-def one_thread():
-    threads = torch.get_num_threads()
-    torch.set_num_threads(1)
-    yield
-    torch.set_num_threads(threads)
-
-
 def pulse_clip(seed: int, hr: float, frames: int = 300, moving: bool = False) -> Clip:
     """A noisy patch whose brightness beats: no simulator involved."""
     rng = np.random.default_rng(seed)

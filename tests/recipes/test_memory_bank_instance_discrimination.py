@@ -25,14 +25,6 @@ SMOKE = PRESETS["smoke"]
 SEEN_ARMS = [arm for arm, what in ARMS.items() if not what.unseen]
 
 
-@pytest.fixture(scope="module", autouse=True)
-def one_thread():
-    threads = torch.get_num_threads()
-    torch.set_num_threads(1)
-    yield
-    torch.set_num_threads(threads)
-
-
 def cpu() -> Fabric:
     return Fabric(accelerator="cpu", devices=1)
 

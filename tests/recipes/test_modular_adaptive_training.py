@@ -25,20 +25,6 @@ SMOKE = PRESETS["smoke"]
 INF, NAN = math.inf, math.nan
 
 
-@pytest.fixture(scope="module", autouse=True)
-def one_thread():
-    threads = torch.get_num_threads()
-    torch.set_num_threads(1)
-    yield
-    torch.set_num_threads(threads)
-
-
-@pytest.fixture(autouse=True)
-def no_installed_data(monkeypatch, tmp_path_factory):
-    """What the machine has installed must not change a test."""
-    monkeypatch.setattr(recipe, "DEBIAN", tmp_path_factory.getbasetemp() / "nothing")
-
-
 def write_fashion(folder, train: int = 150, test: int = 40) -> Config:
     mini.write_mnist(
         folder / "fashion-mnist", [k % 10 for k in range(train)], [k % 10 for k in range(test)]

@@ -27,20 +27,6 @@ MINI = dataclasses.replace(SMOKE, widths=(8, 2, 1), direct=(1,), branch_pictures
 TRAINED = ["fp-start", "fp", "chain-8", "chain-2", "chain-1", "direct-1"]
 
 
-@pytest.fixture(scope="module", autouse=True)
-def one_thread():
-    threads = torch.get_num_threads()
-    torch.set_num_threads(1)
-    yield
-    torch.set_num_threads(threads)
-
-
-@pytest.fixture(autouse=True)
-def no_installed_data(monkeypatch, tmp_path_factory):
-    """What the machine has installed must not change a test."""
-    monkeypatch.setattr(recipe, "DEBIAN", tmp_path_factory.getbasetemp() / "nothing")
-
-
 def results(metric: str = "accuracy", **arms: list[float]) -> list[Result]:
     """Arm (``_`` for ``-``) -> value of each seed."""
     return [
@@ -187,9 +173,9 @@ def test_without_the_set_desk_says_in_one_sentence_how_to_get_it(name, tmp_path)
     assert "\n" not in str(error.value)
 
 
-def test_debians_folder_is_looked_at(tmp_path, monkeypatch):
+def test_debians_folder_is_looked_at(tmp_path, installed):
     config = write_fashion(tmp_path / "debian")
-    monkeypatch.setattr(recipe, "DEBIAN", tmp_path / "debian")
+    installed(tmp_path / "debian")
     data = recipe.load_data(dataclasses.replace(config, data_root=tmp_path / "mine"))
     assert not data.simulated
     assert len(data.test) == 20
@@ -375,6 +361,20 @@ def test_optimiser_is_the_papers_where_asked_and_latent_weights_are_clipped(monk
         if bits is not None:
             assert float(net.conv3.weight.detach().abs().max()) <= 1
     assert asked == [32, 3, 1]
+
+
+def test_latent_weights_are_clipped_after_each_step():
+    """Seen from the next forward: steps of 1.5 leave [-1, 1] every time."""
+    config = dataclasses.replace(SMOKE, weight_norm="clip", lr=1.5)
+    net, sizes = recipe.network(config, 3), []
+    net.conv3.register_forward_pre_hook(
+        lambda layer, x: sizes.append(float(layer.weight.detach().abs().max()))
+    )
+    recipe.train(net, "x", recipe.Stage("", None, 3, 1, 1), 0, some_data(), config, cpu(),
+                 lambda what: None)  # fmt: skip
+    assert len(sizes) == 4
+    assert sizes[0] < 0.5
+    assert all(0.9 < size <= 1 for size in sizes[1:])
 
 
 def test_too_few_pictures_are_one_sentence():

@@ -24,14 +24,6 @@ SMOKE = PRESETS["smoke"]
 SMALL = dataclasses.replace(SMOKE, twin_epochs=1)
 
 
-@pytest.fixture(scope="module", autouse=True)
-def one_thread():
-    threads = torch.get_num_threads()
-    torch.set_num_threads(1)
-    yield
-    torch.set_num_threads(threads)
-
-
 @pytest.fixture
 def fabric():
     return Fabric(accelerator="cpu", devices=1)
@@ -334,6 +326,33 @@ def test_last_step_starts_from_the_one_before_without_decay_and_clips(watched):
     soft, half = chain[-3], chain[-2]
     assert soft["stage"].activations == "soft"
     assert all(torch.equal(half["start"][name], value) for name, value in soft["end"].items())
+
+
+def test_last_step_multiplies_signs_alone_and_clips_after_every_step(fabric, monkeypatch):
+    """Checklist 1, 10 and 11, looked at where torch multiplies, all through the training."""
+    config = dataclasses.replace(SMALL, final_lr=20.0)
+    net = recipe.binary_net(config, 0, gate=True, final=True)
+    set_stage(net, weights=True, activations=True)
+    stage = recipe.stages_of("real-to-binary", config)[-1]
+    layers = dict(quant_layers(net))
+    assert list(layers) == [f"layer{i}.0.conv{j}" for i in (1, 2) for j in (1, 2)]
+    assert list(net.block_names) == ["layer1.0", "layer2.0"]  # after the sum of the second skip
+    seen, sizes, original = [], [], F.conv2d
+
+    def spy(a, w, *rest, **more):
+        seen.append((w.shape[-1], a.shape[1], {v.abs().eq(1).all().item() for v in (a, w)}))
+        sizes.append(max(layer.weight.detach().abs().max().item() for layer in layers.values()))
+        return original(a, w, *rest, **more)
+
+    monkeypatch.setattr(F, "conv2d", spy)
+    data = recipe.load_data(config)
+    recipe.train(net, stage, None, data.train, config, fabric, recipe.orders(0, fabric))
+    steps = len(data.train) // config.batch
+    assert len(seen) == steps * (1 + 4 + 1)  # stem, binary convolutions, skip
+    for kernel, channels, signs in seen:
+        assert signs == ({True} if kernel == 3 and channels > 3 else {False})
+    assert sizes[0] < 0.5
+    assert all(0.9 < size <= 1 for size in sizes[6:])  # each step leaves [-1, 1] ...
 
 
 def test_soft_step_can_be_forgotten(fabric, tmp_path, monkeypatch):

@@ -27,20 +27,6 @@ FOUR = ("signadam-pp", "sign-sgd", "signum", "adam")
 DESK_NAMES = [name for name in OPTIMIZERS if name != "adamw"]
 
 
-@pytest.fixture(scope="module", autouse=True)
-def one_thread():
-    threads = torch.get_num_threads()
-    torch.set_num_threads(1)
-    yield
-    torch.set_num_threads(threads)
-
-
-@pytest.fixture(autouse=True)
-def no_installed_data(monkeypatch, tmp_path_factory):
-    """What the machine has installed must not change a test."""
-    monkeypatch.setattr(recipe, "DEBIAN", tmp_path_factory.getbasetemp() / "nothing")
-
-
 def write_data(folder) -> Config:
     mini.write_mnist(folder / "fashion-mnist", [k % 10 for k in range(40)], [3, 1] * 5)
     mini.write_cifar10_npz(folder / "cifar10/cifar10_data_batch_1.npz", [k % 10 for k in range(40)])
@@ -183,9 +169,9 @@ def test_without_the_set_desk_says_in_one_sentence_how_to_get_it(task, tmp_path)
     assert "\n" not in str(error.value)
 
 
-def test_debians_folder_is_looked_at(tmp_path, monkeypatch):
+def test_debians_folder_is_looked_at(tmp_path, installed):
     config = write_data(tmp_path / "debian")
-    monkeypatch.setattr(recipe, "DEBIAN", tmp_path / "debian")
+    installed(tmp_path / "debian")
     data = recipe.load_data("lenet", dataclasses.replace(config, data_root=tmp_path / "no"), CPU)
     assert not data.simulated
 

@@ -24,14 +24,6 @@ SMOKE = PRESETS["smoke"]
 REAL = dataclasses.replace(SMOKE, test="helen")
 
 
-@pytest.fixture(scope="module", autouse=True)
-def one_thread():
-    threads = torch.get_num_threads()
-    torch.set_num_threads(1)
-    yield
-    torch.set_num_threads(threads)
-
-
 @pytest.fixture(scope="module")
 def home(tmp_path_factory):
     """One data folder for all runs, so that the few faces are drawn once."""

@@ -20,7 +20,7 @@ import platform
 import statistics
 import time
 import warnings
-from collections.abc import Callable, Iterator, Mapping, Sequence
+from collections.abc import Callable, Sequence
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any, Literal
@@ -39,9 +39,15 @@ from foveate.apps.condense_trials import (
     privacy_lines,
     privacy_signs,
 )
+from foveate.apps.torch_threads import torch_threads
 from foveate.datasets.series import OwnRows, read_own_rows
 from foveate.errors import FoveateError
-from foveate.files import sha256_of, writable_dir, write_whole
+from foveate.files import (
+    made_folder,
+    read_json,
+    sha256_of,
+    write_json,
+)
 from foveate.learning.condensation import CondensedSet, DistributionMatching
 from foveate.learning.privacy import GaussianRelease
 
@@ -270,59 +276,21 @@ def condense(
         rows = read_own_rows(where, image=settings.image, seed=settings.seed)
         name = where.resolve().name if where.is_dir() else where.stem
     folder = Path(out) if out is not None else Path("foveate-out") / name
-    with _threads(settings.threads):
+    with torch_threads(settings.threads):
         run = _Run(rows, settings, folder, tell)
         kept = None if force else run.finished()
         if kept is not None:
             return CondenseResult(folder, kept, reused=True)
         run.check_folder(force)
-        with _made_folder(folder):
+        with made_folder(folder):
             return CondenseResult(folder, run.go(force))
 
 
 # ------------------------------------------------------------------------------ small things
 
 
-@contextlib.contextmanager
-def _threads(count: int) -> Iterator[None]:
-    """PyTorch with so many threads; afterwards with as many as before."""
-    before = torch.get_num_threads()
-    torch.set_num_threads(count)
-    try:
-        yield
-    finally:
-        torch.set_num_threads(before)
-
-
-@contextlib.contextmanager
-def _made_folder(folder: Path) -> Iterator[None]:
-    """A folder that can be written to; nothing is left of it where nothing was written."""
-    made = [path for path in (folder, *folder.parents) if not path.exists()]
-    writable_dir(folder)
-    try:
-        yield
-    finally:
-        for path in made:
-            with contextlib.suppress(OSError):
-                path.rmdir()  # succeeds only when it is empty
-
-
 def _hash(*parts: object) -> str:
     return hashlib.sha256(repr(parts).encode()).hexdigest()
-
-
-def _read_json(path: Path) -> dict[str, Any]:
-    """The content, or nothing where it is no readable object."""
-    try:
-        found = json.loads(path.read_text("utf-8"))
-    except (OSError, ValueError, RecursionError):
-        return {}
-    return found if isinstance(found, dict) else {}
-
-
-def _write_json(path: Path, content: Mapping[str, Any]) -> None:
-    with write_whole(path) as temporary:
-        temporary.write_text(json.dumps(content, indent=1, allow_nan=False) + "\n", "utf-8")
 
 
 def _mean(values: Sequence[float | None]) -> float | None:
@@ -398,7 +366,7 @@ class _Run:
 
     def finished(self) -> dict[str, Any] | None:
         """The summary of a run of exactly this, if its files are there."""
-        summary = _read_json(self.folder / "summary.json")
+        summary = read_json(self.folder / "summary.json")
         if summary.get("fingerprint") != self.mark or self.set_there() != "this":
             return None
         return summary if (self.folder / "report.html").is_file() else None
@@ -418,8 +386,8 @@ class _Run:
             maker = ""
         if not maker.startswith(_MAKER):
             return "foreign"
-        summary = _read_json(self.folder / "summary.json")
-        known = {_read_json(self.card).get("sha256")}
+        summary = read_json(self.folder / "summary.json")
+        known = {read_json(self.card).get("sha256")}
         if summary.get("made_from") == self.key:
             known.add(summary["set"]["sha256"])
         return "this" if sha256_of(file) in known else "other"
@@ -438,7 +406,7 @@ class _Run:
                 f"{self.folder / FILE} was made from other data or with other settings; choose "
                 "another folder with --out, or replace it with --force"
             )
-        ours = _read_json(self.folder / "summary.json").get("command") == "condense"
+        ours = read_json(self.folder / "summary.json").get("command") == "condense"
         for path in (self.folder / "report.html", self.folder / "summary.json"):
             if path.exists() and not ours:
                 raise FoveateError(
@@ -463,18 +431,18 @@ class _Run:
         method = self.method()
         few = self.condensed(method, trials)
         self.done = self.plan.iterations
-        kept = _read_json(self.ledger)
+        kept = read_json(self.ledger)
         self.pieces = kept if kept.get("mark") == self.mark else {"mark": self.mark}
         arms = self.arms(trials, few)
         privacy = self.privacy(trials, few, method) if one.privacy else None
         summary: dict[str, Any] = json.loads(
             json.dumps(self.summary(trials, few, arms, privacy), allow_nan=False)
         )
-        _write_json(self.folder / "summary.json", {**summary, "fingerprint": None})
+        write_json(self.folder / "summary.json", {**summary, "fingerprint": None})
         from foveate.report.condense import write_condense_page
 
         write_condense_page(self.folder / "report.html", summary)
-        _write_json(self.folder / "summary.json", summary)
+        write_json(self.folder / "summary.json", summary)
         self.clear()
         return summary
 
@@ -531,7 +499,7 @@ class _Run:
                 checkpoint_every=self.settings.checkpoint_seconds,
             )
         few.save(file)
-        _write_json(self.card, {"sha256": sha256_of(file)})
+        write_json(self.card, {"sha256": sha256_of(file)})
         return few
 
     def piece(self, name: str, cost: int, what: str, measure: Callable[[], Any]) -> Any:
@@ -539,7 +507,7 @@ class _Run:
         self.tell(what)
         if name not in self.pieces:
             self.pieces[name] = json.loads(json.dumps(measure(), allow_nan=False))
-            _write_json(self.ledger, self.pieces)
+            write_json(self.ledger, self.pieces)
         self.done += cost
         return self.pieces[name]
 

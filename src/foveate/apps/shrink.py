@@ -36,7 +36,6 @@ from foveate.apps.shrink_contest import (
     Contest,
     run_packed,
     share_right,
-    torch_threads,
     verdict,
 )
 from foveate.apps.shrink_training import (
@@ -50,12 +49,19 @@ from foveate.apps.shrink_training import (
     make_student,
     train,
 )
+from foveate.apps.torch_threads import torch_threads
 from foveate.datasets.own_pictures import OwnPictures, read_own_pictures
 from foveate.engine import NodeTime, PackedModel, compile
 from foveate.engine.energy import ENERGY_FORMULA
 from foveate.engine.onnx_runtime import onnx_runtime_version
 from foveate.errors import FoveateError
-from foveate.files import sha256_of, writable_dir, write_whole
+from foveate.files import (
+    made_folder,
+    read_json,
+    sha256_of,
+    write_json,
+    write_whole,
+)
 from foveate.nn.network_source import NamedNetwork, load_network, state_digest
 from foveate.quantization.op_count import OpCount, count_ops
 from foveate.quantization.surgery import DEFAULT_KEEP
@@ -286,7 +292,7 @@ def shrink(
         if kept is not None:
             return ShrinkResult(folder, kept, reused=True)
         run.check_folder()
-        with _made_folder(folder):
+        with made_folder(folder):
             return ShrinkResult(folder, run.go(force))
 
 
@@ -305,19 +311,6 @@ def _cores() -> int:
     if hasattr(os, "sched_getaffinity"):
         return len(os.sched_getaffinity(0))
     return os.cpu_count() or 1
-
-
-@contextlib.contextmanager
-def _made_folder(folder: Path) -> Iterator[None]:
-    """A folder that can be written to; nothing is left of it where nothing was written."""
-    made = [path for path in (folder, *folder.parents) if not path.exists()]
-    writable_dir(folder)
-    try:
-        yield
-    finally:
-        for path in made:
-            with contextlib.suppress(OSError):
-                path.rmdir()  # succeeds only when it is empty
 
 
 def _processor() -> str:
@@ -339,20 +332,6 @@ def _instructions() -> str:
 
 def _hash(*facts: object) -> str:
     return hashlib.sha256(json.dumps(facts, sort_keys=True, default=str).encode()).hexdigest()
-
-
-def _write_json(path: Path, content: Mapping[str, Any]) -> None:
-    with write_whole(path) as temporary:
-        temporary.write_text(json.dumps(content, indent=1, allow_nan=False) + "\n", "utf-8")
-
-
-def _read_json(path: Path) -> dict[str, Any]:
-    """Content of a JSON object; empty when there is none that can be read."""
-    try:
-        content = json.loads(path.read_text("utf-8"))
-    except (OSError, ValueError):
-        return {}
-    return content if isinstance(content, dict) else {}
 
 
 # ------------------------------------------------------------------------------ the run
@@ -455,7 +434,7 @@ class _Run:
 
     def finished(self) -> dict[str, Any] | None:
         """The summary of a run of exactly this, if its files are there."""
-        summary = _read_json(self.folder / "summary.json")
+        summary = read_json(self.folder / "summary.json")
         if summary.get("fingerprint") != self.mark():
             return None
         there = (self.folder / "report.html").is_file() and all(map(self.whole, self.widths))
@@ -463,7 +442,7 @@ class _Run:
 
     def whole(self, width: Width) -> bool:
         """Whether the files of a width are there, made from the same, and as they were written."""
-        card, file = _read_json(self.path(width, "json")), self.path(width, "fvt")
+        card, file = read_json(self.path(width, "json")), self.path(width, "fvt")
         there = file.is_file() and self.path(width, "safetensors").is_file()
         made = there and card.get("key") == self.keys[width]
         return made and sha256_of(file) == card.get("sha256")
@@ -471,10 +450,10 @@ class _Run:
     def check_folder(self) -> None:
         """Refuse to overwrite what this command did not write."""
         theirs = [self.folder / name for name in ("report.html", "summary.json")]
-        if _read_json(self.folder / "summary.json").get("command") == "shrink":
+        if read_json(self.folder / "summary.json").get("command") == "shrink":
             theirs = []
         for width in self.widths:
-            if "key" not in _read_json(self.path(width, "json")):
+            if "key" not in read_json(self.path(width, "json")):
                 theirs += [self.path(width, ending) for ending in ("fvt", "json", "safetensors")]
         for path in theirs:
             if path.exists():
@@ -529,9 +508,9 @@ class _Run:
         summary: dict[str, Any] = json.loads(
             json.dumps(self.summary(rows, cards, packed), allow_nan=False)
         )
-        _write_json(self.folder / "summary.json", {**summary, "fingerprint": None})
+        write_json(self.folder / "summary.json", {**summary, "fingerprint": None})
         self.page(summary)
-        _write_json(self.folder / "summary.json", summary)
+        write_json(self.folder / "summary.json", summary)
         return summary
 
     def held_out(self) -> Iterator[Tensor]:
@@ -579,7 +558,7 @@ class _Run:
         """A width that was finished before, unless something about it has changed."""
         if not self.whole(width):
             return None
-        return _read_json(self.path(width, "json")), PackedModel.load(self.path(width, "fvt"))
+        return read_json(self.path(width, "json")), PackedModel.load(self.path(width, "fvt"))
 
     def make(self, width: Width, before: Path | None) -> tuple[dict[str, Any], PackedModel]:
         """Train, compile, check and write one width."""
@@ -620,7 +599,7 @@ class _Run:
             "notes": list(student.notes),
             "seconds": round(time.perf_counter() - started, 1),
         }
-        _write_json(self.path(width, "json"), card)
+        write_json(self.path(width, "json"), card)
         return card, packed
 
     def compare(self, model: nn.Module, packed: PackedModel) -> tuple[int, int, float]:

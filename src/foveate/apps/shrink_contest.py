@@ -16,9 +16,8 @@ as ``summary.json`` holds it:
 
 from __future__ import annotations
 
-import contextlib
 import copy
-from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
+from collections.abc import Callable, Iterable, Mapping, Sequence
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
@@ -29,6 +28,7 @@ import torch
 from torch import Tensor, nn
 
 from foveate.apps.shrink_training import Feed, Width
+from foveate.apps.torch_threads import torch_threads
 from foveate.datasets.own_pictures import OwnPictures
 from foveate.engine import PackedModel, export_onnx
 from foveate.engine.energy import EnergyEstimate, energy_estimate
@@ -36,7 +36,7 @@ from foveate.engine.onnx_runtime import OnnxNetwork, onnx_runtime_version, write
 from foveate.engine.turns import take_turns
 from foveate.errors import FoveateError
 
-__all__ = ["Contest", "Peer", "run_packed", "share_right", "torch_threads", "verdict"]
+__all__ = ["Contest", "Peer", "run_packed", "share_right", "verdict"]
 
 _TIED = 1.03  # times closer than this are called equal
 _SOUND = 0.999  # share of predictions that must be those of PyTorch
@@ -51,17 +51,6 @@ class Peer:
     file: Path
     bytes: int
     accuracy: float
-
-
-@contextlib.contextmanager
-def torch_threads(count: int) -> Iterator[None]:
-    """So many threads for PyTorch, and as many as before afterwards."""
-    before = torch.get_num_threads()
-    torch.set_num_threads(count)
-    try:
-        yield
-    finally:
-        torch.set_num_threads(before)
 
 
 def share_right(

@@ -35,7 +35,10 @@ from foveate.faces.presence import Presence
 from foveate.faces.pulse_analyser import PulseAnalyser, PulseSummary
 from foveate.faces.track import Analyser, Track
 from foveate.faces.tracker import AdaptiveStride, FaceTracker, FixedRegion
-from foveate.files import writable_dir, write_whole
+from foveate.files import (
+    writable_dir,
+    write_json,
+)
 from foveate.nn import model_files
 from foveate.report.page import person_colour, person_name
 from foveate.streams.frame import Frame
@@ -226,7 +229,7 @@ def _check_folder(folder: Path, source: str | Path | int) -> None:
 
 def _publish(staging: Path, folder: Path, summary: dict[str, Any]) -> None:
     """Move the finished files into place; a kill in between leaves an unfinished result."""
-    _write_json(folder / "summary.json", {**summary, "fingerprint": None})
+    write_json(folder / "summary.json", {**summary, "fingerprint": None})
     for file in _RESULT_FILES:
         if (staging / file).exists():
             (staging / file).replace(folder / file)
@@ -358,11 +361,6 @@ def _alive(pid: int) -> bool:
     return True
 
 
-def _write_json(path: Path, content: dict[str, Any]) -> None:
-    with write_whole(path) as temporary:
-        temporary.write_text(json.dumps(content, indent=1, allow_nan=False) + "\n", "utf-8")
-
-
 class _Run:
     """One pass over one stream."""
 
@@ -413,7 +411,7 @@ class _Run:
             writer.metadata = {
                 key: summary[key] for key in ("foveate", "source", "simulated", "settings")
             }
-        _write_json(self.folder / "summary.json", summary)
+        write_json(self.folder / "summary.json", summary)
         self._page(summary)
         return summary
 

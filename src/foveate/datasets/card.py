@@ -83,6 +83,8 @@ class DataCard:
         Dotted name of the class that reads it, None when there is none yet.
     notes
         Conditions that a user must know before showing or using it.
+    elsewhere
+        Folders of data sets in which a package of the system puts it.
     """
 
     name: str
@@ -101,6 +103,12 @@ class DataCard:
     sha256: Mapping[str, str] = field(default_factory=dict)
     loader: str | None = None
     notes: str = ""
+    elsewhere: tuple[Path, ...] = ()
+
+    def locate(self, root: Path | str) -> Path | None:
+        """`root`, or else the folder `elsewhere`, below which all of it is found; None: nowhere."""
+        places = (Path(root), *self.elsewhere)
+        return next((place for place in places if self.find(place).present), None)
 
     def find(self, root: Path | str) -> Presence:
         """Look for the data set below `root` (the folder of data sets, or its own folder)."""

@@ -520,6 +520,7 @@ class FashionMNIST(MNIST):
         ),
         splits={"train": "60,000", "test": "10,000"},
         loader="foveate.datasets.images.FashionMNIST",
+        elsewhere=(Path("/usr/share/datasets"),),  # Debian's dataset-fashion-mnist
     )
 
 

@@ -110,7 +110,6 @@ KD_WEIGHT, KD_TEMPERATURE, AT_WEIGHT, FITNET_WEIGHT = 0.9, 4.0, 1000.0, 100.0
 DROPS = (150 / 240, 180 / 240, 210 / 240)  # of a training, where the learning rate falls
 MEAN, STD = 0.45, 0.25  # of pixels in [0, 1], roughly those of photographs
 PROBED = 1000  # validation pictures of the mechanism check
-DEBIAN = Path("/usr/share/datasets")  # of the package dataset-fashion-mnist
 
 Progress = Callable[[str, int, int], None]
 Tell = Callable[[str], None]
@@ -850,8 +849,7 @@ def read_arrays(config: Config, root: Path) -> tuple[str, int, list[tuple[Any, A
     elif config.data == "cifar100":
         sets = [CIFAR100(root, "train"), CIFAR100(root, "test")]
     else:
-        card = FashionMNIST.card
-        place = next((one for one in (root, DEBIAN) if card.find(one).present), root)
+        place = FashionMNIST.card.locate(root) or root
         sets = [FashionMNIST(place, "train"), FashionMNIST(place, "test")]
     arrays = [one.arrays() for one in sets]
     if config.data == "fashion-mnist":  # 28 pixels to 32, a power of two

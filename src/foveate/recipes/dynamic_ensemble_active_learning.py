@@ -130,7 +130,6 @@ BUNDLED = (
     *("digits-3-8", "digits-4-9", "digits-5-6", "digits-8-9"),
 )
 PAIR = (0, 6)  # T-shirt and shirt
-DEBIAN = Path("/usr/share/datasets")  # of the package dataset-fashion-mnist
 
 Array = npt.NDArray[np.float64]
 Labels = npt.NDArray[np.int64]
@@ -676,8 +675,7 @@ class Pictures:
 
 def load_pictures(config: Config) -> Pictures | None:
     """The pair of Fashion-MNIST; None when it is not wanted or not at hand."""
-    roots = [config.data_root or catalogue.data_root(), DEBIAN]
-    place = next((one for one in roots if FashionMNIST.card.find(one).present), None)
+    place = FashionMNIST.card.locate(config.data_root or catalogue.data_root())
     if place is None or not config.vision_repetitions:
         return None
     parts: list[Any] = []

@@ -112,7 +112,6 @@ ARMS = {
 TRAINED = ("full", "mat", "random", "smallest")
 VGG_MINI = (32, 32, 0, 64, 64, 0, 128, 128, 0)  # 0: max-pooling
 VGG16 = (64, 64, 0, 128, 128, 0, 256, 256, 256, 0, 512, 512, 512, 0, 512, 512, 512, 0)
-DEBIAN = Path("/usr/share/datasets")  # of the package dataset-fashion-mnist
 
 Progress = Callable[[str, int, int], None]
 Tell = Callable[[str], None]
@@ -744,8 +743,7 @@ def load_data(config: Config) -> Data:
     found = [
         (name, loader, place)
         for name, loader in loaders.items()
-        for place in ((root, DEBIAN) if loader is FashionMNIST else (root,))
-        if loader.card.find(place).present
+        if (place := loader.card.locate(root)) is not None
     ]
     if found:
         name, loader, place = found[0]

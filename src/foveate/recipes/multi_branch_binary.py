@@ -131,7 +131,6 @@ CHECKS = {
 SIDE_BITS = (1, 2, 4)  # widths of the segmentation check
 RATES = ((1, 1), (1, 2), (2, 2), (2, 3), (2, 4), (3, 4), (4, 4), (4, 8), (8, 8))
 IMAGENET_MEAN, IMAGENET_STD = (0.485, 0.456, 0.406), (0.229, 0.224, 0.225)
-DEBIAN = Path("/usr/share/datasets")  # of the package dataset-fashion-mnist
 
 Progress = Callable[[str, int, int], None]
 Tell = Callable[[str], None]
@@ -923,15 +922,16 @@ def load_data(config: Config) -> Data:
         )
     loader: type[FashionMNIST | CIFAR10]
     loader = FashionMNIST if config.data == "Fashion-MNIST" else CIFAR10
-    roots = [root, DEBIAN] if loader is FashionMNIST else [root]
-    place = next((one for one in roots if loader.card.find(one).present), None)
+    place = loader.card.locate(root)
     simulated = place is None
     if place is not None:
         train, test = (pictures_of(loader(place, split)) for split in ("train", "test"))
     elif config.stand_in:
         train, test = (stripes(seed, config) for seed in (1, 2))
     else:
-        debian = "install Debian's package dataset-fashion-mnist, or " if len(roots) > 1 else ""
+        debian = (
+            "install Debian's package dataset-fashion-mnist, or " if loader.card.elsewhere else ""
+        )
         raise FoveateError(
             f"{loader.card.title} is not below {root}: {debian}get it from {loader.card.url}, lay "
             f"it out as {loader.card.layout}, and name the folder with --set data_root=FOLDER"

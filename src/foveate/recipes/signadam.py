@@ -101,7 +101,6 @@ CLAIM = Claim(
     certainty="P",
 )
 
-DEBIAN = Path("/usr/share/datasets")  # of the package dataset-fashion-mnist
 CIFAR_MEAN, CIFAR_STD = (0.4914, 0.4822, 0.4465), (0.2023, 0.1994, 0.2010)
 REMAINING = tuple(10 ** (k / 2) for k in range(-12, -1))  # alphas of the first panel
 ALONG, NEAR = tuple(k / 10 for k in range(-10, 11)), 0.25  # the third; where its rise is read
@@ -638,8 +637,7 @@ def load_data(name: str, config: Config, device: torch.device) -> Data:
     """Read what a task needs."""
     task = TASKS[name]
     loader, root = task.loader, config.data_root or catalogue.data_root()
-    roots = [root, DEBIAN] if loader is FashionMNIST else [root]
-    place = next((one for one in roots if loader.card.find(one).present), None)
+    place = loader.card.locate(root)
     if place is not None:
         found = [loader(place, split).arrays() for split in ("train", "test")]
         whole, test = ((torch.from_numpy(x), torch.from_numpy(y)) for x, y in found)
@@ -647,7 +645,9 @@ def load_data(name: str, config: Config, device: torch.device) -> Data:
         shape = (3, 32) if loader in (CIFAR10, CIFAR100) else (1, 28)
         whole, test = (spots(seed, 200, *shape) for seed in (1, 2))
     else:
-        debian = "install Debian's package dataset-fashion-mnist, or " if len(roots) > 1 else ""
+        debian = (
+            "install Debian's package dataset-fashion-mnist, or " if loader.card.elsewhere else ""
+        )
         raise FoveateError(
             f"{loader.card.title} is not below {root}: {debian}get it from {loader.card.url}, lay "
             f"it out as {loader.card.layout}, and name the folder with --set data_root=FOLDER, or "
