@@ -1,6 +1,6 @@
 """foveate: visual perception on a budget.
 
-``foveate.watch``, ``shrink``, ``label`` and ``condense`` are the commands as plain Python calls.
+``foveate.watch``, ``shrink``, ``map_scene``, ``label`` and ``condense`` are the commands as plain Python calls.
 Every layer, loss, policy and analyser lives in its room (``foveate.faces``, ``foveate.learning``,
 ...) and can be used alone. Importing this package costs next to nothing: names are resolved when
 first used.
@@ -15,6 +15,7 @@ from typing import TYPE_CHECKING, Any
 if TYPE_CHECKING:
     from foveate.apps.condense import condense as condense
     from foveate.apps.label import label as label
+    from foveate.apps.map import map_scene as map_scene
     from foveate.apps.shrink import shrink as shrink
     from foveate.apps.watch import watch as watch
     from foveate.errors import FoveateError as FoveateError
@@ -35,6 +36,7 @@ _HOMES = {
     "VideoStream": "foveate.streams.video",
     "condense": "foveate.apps.condense",
     "label": "foveate.apps.label",
+    "map_scene": "foveate.apps.map",
     "shrink": "foveate.apps.shrink",
     "watch": "foveate.apps.watch",
 }
@@ -50,6 +52,7 @@ __all__ = [
     "__version__",
     "condense",
     "label",
+    "map_scene",
     "shrink",
     "watch",
 ]

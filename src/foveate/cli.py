@@ -134,6 +134,99 @@ def watch(
     terminal.print_watch_result(result)
 
 
+@app.command(name="map", group=_PERCEIVE)
+def map_(
+    scene: Path,
+    *,
+    labels: Path | None = None,
+    method: str = "auto",
+    train: str | None = None,
+    block: int | None = None,
+    out: Path | None = None,
+    format: Literal["auto", "tif", "png", "envi"] = "auto",
+    seed: int = 0,
+    tile: int = 256,
+    threads: int = 0,
+    estimate: bool = True,
+    jobs: int | None = None,
+    ray: str | None = None,
+    force: Annotated[bool, Parameter(negative="")] = False,
+) -> None:
+    """Label every pixel of a scene from some labelled pixels, with an honest accuracy.
+
+    Writes the class map, its confidence, classes.csv, summary.json and report.html.
+
+    Parameters
+    ----------
+    scene
+        ENVI, .mat, GeoTIFF, .npz, a picture, a PolSARpro folder (T3, C3, S2), or a .csv with the
+        columns scene,labels for many.
+    labels
+        A raster of class codes, a CSV of points or a GeoJSON of polygons (default: those inside
+        the scene's file).
+    method
+        auto, dag-rnn, pcn, complex-gan, lateral-inhibition, cnn, svm, forest, lda or wishart.
+    train
+        Learn from so many labels of each class (100) or such a share (10%); default: all.
+    block
+        Side in pixels of the blocks that the estimate keeps apart (default: by the geometry).
+    out
+        Folder for the results (default: foveate-out/NAME).
+    format
+        Of the map (default: GeoTIFF where rasterio is installed, else ENVI).
+    seed
+        Of the draws and the weights.
+    tile
+        Side of a tile in pixels; changes memory and nothing else.
+    threads
+        Tiles at a time (default: number of cores).
+    estimate
+        Estimate the accuracy on blocks that are kept apart.
+    jobs
+        Processes for a table of scenes (default: number of cores).
+    ray
+        Work on the Ray cluster at this address (local: start one here).
+    force
+        Compute again even when a finished result is there.
+    """
+    from foveate.apps.map import MapSettings, map_scene
+    from foveate.report import terminal
+    from foveate.report.map import result_lines
+
+    settings = MapSettings(method, train, block, seed, tile, threads, format, estimate)
+    settings.check()
+    if scene.suffix.lower() == ".csv":
+        from foveate.apps.map_many import INDEX, map_many, scenes_in
+
+        if labels is not None:
+            raise FoveateError(
+                f"the table {scene} names the labels of each scene; leave out --labels {labels}"
+            )
+        pairs = scenes_in(scene)
+        target = out or Path("foveate-out") / scene.stem
+        with terminal.many_scenes(len(pairs)) as report:
+            outcomes = map_many(
+                pairs,
+                target,
+                settings=settings,
+                force=force,
+                jobs=jobs,
+                ray=ray,
+                progress=report,
+            )
+        print(f"maps: {target / INDEX}")
+        if failed := sum(outcome.result is None for outcome in outcomes):
+            raise FoveateError(
+                f"{failed} of {len(outcomes)} scenes in {scene} could not be mapped; "
+                f"the reasons are in {target / INDEX}"
+            )
+        return
+    with terminal.stages(scene.name) as tell:
+        result = map_scene(scene, labels, out, settings=settings, force=force, progress=tell)
+    print("\n".join(result_lines(result.summary)))
+    print(f"report: {result.folder / 'report.html'}" + (" (already done)" if result.reused else ""))
+
+
 def _box(text: str | None) -> tuple[float, float, float, float] | None:
     if text is None:
         return None
@@ -240,7 +333,7 @@ def shrink(
         device=device,
     )
     settings.check()
-    with terminal.shrinking(model.rpartition(":")[2]) as tell:
+    with terminal.stages(model.rpartition(":")[2]) as tell:
         result = shrink_one(
             model, out, data=data, weights=weights, settings=settings, force=force, progress=tell
         )
@@ -451,7 +544,7 @@ def condense(
         device=device,
     )
     settings.check()
-    with terminal.shrinking(data.name) as tell:
+    with terminal.stages(data.name) as tell:
         result = condense_one(data, out, settings=settings, force=force, progress=tell)
     print("\n".join(result_lines(result.summary)))
     print(f"report: {result.folder / 'report.html'}" + (" (already done)" if result.reused else ""))
@@ -700,6 +793,61 @@ def bench_engine(
     terminal.print_engine(rows)
     if plot is not None:
         engine_bench.write_plot(rows, plot)
+
+
+@bench.command(name="shrink")
+def bench_shrink(
+    data: Path | None = None,
+    /,
+    *,
+    work: Path = Path("foveate-out/bench-shrink"),
+    epochs: int = 16,
+    rounds: int = 40,
+    threads: int = 1,
+    out: Path | None = None,
+) -> None:
+    """Train a ResNet-8 on CIFAR-10, make it small, and time every width beside ONNX Runtime.
+
+    Parameters
+    ----------
+    data
+        Folder or .npz of CIFAR-10 (default: foveate's data folder).
+    work
+        Folder for the network and the result of foveate shrink; finished work is reused.
+    epochs
+        Of the training.
+    rounds
+        Turns of every contender when times are taken.
+    threads
+        Threads of PyTorch.
+    out
+        Write the figures to this JSON file as well.
+    """
+    from dataclasses import asdict
+
+    from foveate.apps.bench_shrink import shrink_resnet8
+    from foveate.datasets.catalogue import data_root
+    from foveate.report import terminal
+
+    with terminal.recipe("bench shrink") as progress:
+        rows = shrink_resnet8(
+            data or data_root(),
+            work,
+            epochs=epochs,
+            rounds=rounds,
+            threads=threads,
+            out=out,
+            progress=progress,
+        )
+    columns = {
+        "what": "",
+        "accuracy": "accuracy",
+        "points": "points",
+        "ms": "ms",
+        "speed": "times ORT int8",
+        "kilobytes": "kB",
+    }
+    terminal.print_ratios("ResNet-8, one picture", [asdict(row) for row in rows], columns)
 
 
 @bench.command(name="optimizers")

@@ -25,6 +25,7 @@ from foveate.report import engine_bench
 from foveate.report.evidence import STYLE, Evidence, evidence_table, markdown_table
 
 __all__ = [
+    "many_scenes",
     "many_videos",
     "one_video",
     "print_accuracy",
@@ -40,7 +41,7 @@ __all__ = [
     "print_shrink_result",
     "print_watch_result",
     "recipe",
-    "shrinking",
+    "stages",
 ]
 
 _out = Console()
@@ -73,6 +74,32 @@ def one_video(name: str) -> Iterator[Callable[[float, float | None, str], None]]
 @contextlib.contextmanager
 def many_videos(total: int) -> Iterator[Callable[[int, int, Any], None]]:
     """A bar over many videos; each finished one leaves a line."""
+    with _many("watching", total, _outcome_line) as tell:
+        yield tell
+
+
+@contextlib.contextmanager
+def many_scenes(total: int) -> Iterator[Callable[[int, int, Any], None]]:
+    """A bar over many scenes; each finished one leaves a line."""
+    with _many("mapping", total, _scene_line) as tell:
+        yield tell
+
+
+def _scene_line(outcome: Any) -> str:
+    name = f"[bold]{escape(outcome.job.source.name)}[/]"
+    if outcome.result is None:
+        return f"{name}  [red]{escape(outcome.error)}[/]"
+    summary = outcome.result.summary
+    text = "mapped"
+    if (found := summary["estimate"]) is not None:
+        text = f"OA {100 * found['disjoint']['oa']:.1f} % on blocks apart"
+    return f"{name}  {summary['method']}  {text}"
+
+
+@contextlib.contextmanager
+def _many(
+    verb: str, total: int, line: Callable[[Any], str]
+) -> Iterator[Callable[[int, int, Any], None]]:
     bar = Progress(
         SpinnerColumn(),
         TextColumn("{task.description}"),
@@ -83,11 +110,11 @@ def many_videos(total: int) -> Iterator[Callable[[int, int, Any], None]]:
         transient=True,
     )
     with bar:
-        task = bar.add_task("watching", total=total)
+        task = bar.add_task(verb, total=total)
 
         def tell(done: int, _total: int, outcome: Any) -> None:
             bar.update(task, completed=done)
-            bar.console.print(f"  {_outcome_line(outcome)}", highlight=False, soft_wrap=True)
+            bar.console.print(f"  {line(outcome)}", highlight=False, soft_wrap=True)
 
         yield tell
 
@@ -190,8 +217,8 @@ def recipe(name: str) -> Iterator[Callable[[str, int, int], None]]:
 
 
 @contextlib.contextmanager
-def shrinking(name: str) -> Iterator[Callable[[str, int, int], None]]:
-    """A bar for making a network small: (what is being done, done, total)."""
+def stages(name: str) -> Iterator[Callable[[str, int, int], None]]:
+    """A bar for work of several stages: (what is being done, done, total)."""
     bar = Progress(
         SpinnerColumn(),
         TextColumn("{task.description}"),
