@@ -37,6 +37,7 @@ from scipy.spatial import cKDTree
 import foveate
 from foveate.apps.map_outputs import FORMATS, Format, TileStore, choose_format, write_outputs
 from foveate.apps.torch_threads import torch_threads
+from foveate.datasets.polsar import name_classes
 from foveate.datasets.scene import Scene, Window
 from foveate.datasets.scene_files import open_scene
 from foveate.datasets.scene_labels import SceneLabels, read_labels
@@ -312,7 +313,7 @@ def _labels(scene: Scene, labels: Path | str | SceneLabels | None) -> SceneLabel
     elif isinstance(labels, SceneLabels):
         found = labels
     else:
-        found = read_labels(Path(labels), scene)
+        found = name_classes(read_labels(Path(labels), scene))
     if found.shape != (scene.height, scene.width):
         raise FoveateError(
             f"the labels are of {found.shape[0]} x {found.shape[1]} pixels and the scene "

@@ -11,6 +11,7 @@ from __future__ import annotations
 
 from pathlib import Path
 
+from foveate.datasets import hyperspectral
 from foveate.datasets.camvid import CamVid
 from foveate.datasets.card import DataCard
 from foveate.datasets.coco import COCO
@@ -19,6 +20,7 @@ from foveate.datasets.images import CIFAR10, CIFAR100, MNIST, FashionMNIST, Imag
 from foveate.datasets.keel import Table as KeelTable
 from foveate.datasets.mimic3_ihm import MIMIC3IHM
 from foveate.datasets.physionet2012 import PhysioNet2012
+from foveate.datasets.polsar import FLEVOLAND_CARD, SAN_FRANCISCO_CARD
 from foveate.datasets.rppg import MMPD, PURE, UBFCrPPG
 from foveate.datasets.voc import VOCDetection
 from foveate.errors import FoveateError
@@ -267,40 +269,9 @@ OPEN: tuple[DataCard, ...] = (
     CIFAR100.card,
     MNIST.card,
     FashionMNIST.card,
-    DataCard(
-        name="indian-pines",
-        title="Indian Pines, AVIRIS (1992)",
-        task="hyperspectral pixel labels",
-        licence="CC BY 3.0",
-        size="145x145 pixels, 200 bands, 10,249 labelled, 16 classes",
-        url="https://doi.org/10.4231/R7RX991C",
-        citation="M. F. Baumgardner, L. L. Biehl, D. A. Landgrebe, 220 Band AVIRIS, 2015",
-        layout="hsi/indian_pines.npz (x, gt)",
-        kinds={"scenes": ("hsi/indian_pines.npz",)},
-    ),
-    DataCard(
-        name="flevoland",
-        title="Flevoland, AIRSAR L-band (1989)",
-        task="polarimetric radar pixel labels",
-        licence="NASA/JPL AIRSAR (as remembered); the copy's repository states Apache-2.0",
-        size="736x1024 pixels, coherency matrix, 15 classes",
-        url="https://github.com/fudanxu/CV-CNN",
-        citation="Z. Zhang et al., Complex-Valued CNN for PolSAR Classification, TGRS 2017",
-        layout="polsar/flevoland_airsar_t3_f16.npz (T, label_png, label_cvcnn)",
-        kinds={"scenes": ("polsar/flevoland_airsar_t3_f16.npz",)},
-    ),
-    DataCard(
-        name="san-francisco",
-        title="San Francisco, AIRSAR L-band",
-        task="polarimetric radar pixel labels",
-        licence="NASA/JPL AIRSAR (as remembered); the copy's repository states MIT",
-        size="900x1024 pixels, coherency matrix, 5 classes",
-        url="https://github.com/liuxuvip/PolSF",
-        citation="X. Liu et al., PolSF: PolSAR image datasets on San Francisco, 2022",
-        layout="polsar/sanfrancisco_airsar_t3_f16.npz (T, label)",
-        kinds={"scenes": ("polsar/sanfrancisco_airsar_t3_f16.npz",)},
-        classes=("bare soil", "mountain", "water", "urban", "vegetation"),
-    ),
+    *hyperspectral.CARDS,
+    FLEVOLAND_CARD,
+    SAN_FRANCISCO_CARD,
     DataCard(
         name="fir-thermal",
         title="FIR thermal action sequences",

@@ -2,7 +2,7 @@
 
 | what | how it is recognised | read by |
 |---|---|---|
-| PolSAR | a folder T3, C3 or S2; ``.npz`` with ``T`` and ``scale`` | `foveate.datasets.polsar` |
+| PolSAR | a folder T3, C3 or S2; ``.npz`` with ``T``; complex ``.mat`` | `foveate.datasets.polsar` |
 | hyperspectral cube | MATLAB ``.mat``, ``.npz`` | `foveate.datasets.hyperspectral` |
 | ENVI raster | ``.hdr``, or a file with an ENVI header beside it | `foveate.datasets.envi` |
 | GeoTIFF | TIFF's first bytes | `foveate.datasets.geotiff` |
@@ -74,9 +74,7 @@ def open_scene(path: Path | str) -> Scene:
     if kind == "npz":
         return _open_npz(path)
     if kind == "mat" or suffix == ".mat":
-        from foveate.datasets.hyperspectral import load_hsi
-
-        return load_hsi(path)
+        return _open_mat(path)
     if suffix in (".img", ".dat", ".raw", ".bin", ".bsq", ".bil", ".bip", "") and start:
         from foveate.datasets.envi import open_envi
 
@@ -94,13 +92,26 @@ def _has_header(path: Path) -> bool:
     return True
 
 
+def _open_mat(path: Path) -> Scene:
+    from foveate.datasets.hyperspectral import load_hsi
+    from foveate.datasets.polsar import load_polsar_mat
+
+    try:
+        return load_hsi(path)
+    except FoveateError as error:
+        try:
+            return load_polsar_mat(path)
+        except FoveateError:
+            raise error from None  # cubes are what such files mostly hold
+
+
 def _open_npz(path: Path) -> Scene:
     try:
         with zipfile.ZipFile(path) as archive:
             names = {name.removesuffix(".npy") for name in archive.namelist()}
     except (OSError, ValueError, zipfile.BadZipFile) as error:
         raise FoveateError(f"cannot read {path} ({error}); copy the file again") from error
-    if {"T", "scale"} <= names:
+    if "T" in names:
         from foveate.datasets.polsar import load_polsar_npz
 
         return load_polsar_npz(path)

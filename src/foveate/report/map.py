@@ -16,7 +16,7 @@ from typing import Any, Protocol
 import numpy as np
 import numpy.typing as npt
 
-from foveate.datasets.polarimetry import pauli_rgb, t3_matrix
+from foveate.datasets.polarimetry import pauli_rgb
 from foveate.datasets.scene import Scene, Window
 from foveate.datasets.scene_labels import SceneLabels
 from foveate.report.page import image_data_uri, number, write_page
@@ -251,7 +251,7 @@ def false_colour(scene: Scene, longest: int = LONGEST) -> Picture:
     ]
     cube = np.concatenate(rows)
     if scene.kind == "polsar":
-        return _bytes(pauli_rgb(t3_matrix(cube)))
+        return _bytes(pauli_rgb(cube))
     if scene.channels == 1:
         bands = [0, 0, 0]
     elif scene.kind == "rgb" or scene.channels < 5:
