@@ -130,7 +130,7 @@ _CANDIDATES = {
     "polsar": ("wishart", "dag-rnn", "pcn"),
     "rgb": ("svm", "cnn", "lateral-inhibition"),
 }
-BASELINES = {"hyperspectral": "svm", "polsar": "wishart", "rgb": "svm"}
+BASELINES = {"hyperspectral": ("svm", "lda"), "polsar": ("wishart", "svm"), "rgb": ("svm", "lda")}
 
 
 @dataclass(frozen=True)
@@ -354,7 +354,8 @@ class _Run:
         self.pieces: dict[str, Any] = {}
         parts = [*(["choose"] if settings.method == "auto" else []), "final", "map"]
         if settings.estimate:
-            parts += ["baseline", "disjoint", "random"]
+            parts += ["disjoint", "random"]
+            parts += ["baseline"] * len(self.baselines(settings.method))
         self.units, self.done = sum(_UNITS[part] for part in parts), 0
 
     def fingerprint(self) -> str:
@@ -453,10 +454,14 @@ class _Run:
 
     def compared(self, name: str) -> list[str]:
         """The methods that are counted on the same training labels."""
-        named = [name, BASELINES[self.scene.kind]]
+        named = [name, *BASELINES[self.scene.kind]]
         if self.settings.method == "auto":
             named += _CANDIDATES[self.scene.kind]
         return list(dict.fromkeys(named))
+
+    def baselines(self, name: str) -> list[str]:
+        """Classical methods to stand beside this one."""
+        return [one for one in BASELINES[self.scene.kind] if one != name]
 
     def blocks(self, name: str) -> Split:
         """The disjoint split; the side of the blocks is chosen by geometry, never by accuracy."""
@@ -598,17 +603,19 @@ class _Run:
     def estimate(self, name: str, split: Split) -> dict[str, Any]:
         """Accuracy on blocks apart, of the method and of a baseline, and on random pixels."""
         train, seed = self.training(split), self.settings.seed
-        base = BASELINES[self.scene.kind]
-        if base == name:
-            base = "lda" if name == "svm" else "svm"
         apart = test_blocks(self.labels.shape, self.side)
-        found = {}
-        for part, one in (("baseline", base), ("disjoint", name)):
+
+        def counted(part: str, one: str) -> Any:
             hidden = apart if METHODS[one].hides else None
             count = functools.partial(
                 self.count, one, self.labels, train, split.test, hidden, part, 0.0
             )
-            found[part] = self.piece(part, part, METHODS[one].title, count)
+            return self.piece(f"{part}-{one}", part, METHODS[one].title, count)
+
+        found: dict[str, Any] = {
+            "baselines": [counted("baseline", one) for one in self.baselines(name)],
+            "disjoint": counted("disjoint", name),
+        }
         per_class = _counts(self.labels, train)
         some = _drawn(
             self.labels, np.arange(len(self.labels), dtype=np.int64),

@@ -29,10 +29,10 @@ always be +1). The first convolution and the last linear layer stay real unless 
 Nothing is chosen by the test pictures: there is no early stop and no best epoch.
 
 The smoke and desk scales are Fashion-MNIST, fixed 10,000 of its training pictures. The paper scale
-is ImageNet with ResNet-18, or ``--set data=CIFAR-10`` with the VGG of BNN. The paper's detector
-(SSD on ResNet-18, VOC) is not built: foveate reads VOC and COCO but has no SSD head. Nor is a
-segmentation net trained: both papers' claim there is checked for exactness only, on street scenes
-(CamVid) where they are at hand, else on noise.
+is ImageNet with ResNet-18, or ``--set data=CIFAR-10`` with the VGG of BNN. Detectors (SSD on
+ResNet-18, VOC and COCO) and segmentation nets are trained by ``multi-branch-binary-detection``;
+here a segmentation net is checked for exactness only, on street scenes (CamVid) where they are at
+hand, else on noise.
 """
 
 from __future__ import annotations
