@@ -18,7 +18,7 @@ SNIPPETS = dict(
 
 
 def test_the_page_has_the_snippets():
-    assert len(SNIPPETS) == 8
+    assert len(SNIPPETS) == 9
 
 
 @pytest.mark.parametrize("title", SNIPPETS)
@@ -54,3 +54,5 @@ def test_snippet(title, tmp_path, monkeypatch):
         assert names["packed"].input_shape == (1, 28, 28)
     if title == "An analyser of your own":
         assert (tmp_path / "mouth.parquet").is_file()
+    if title == "Label every pixel":
+        assert (names["codes"] == names["truth"]).mean() > 0.9
