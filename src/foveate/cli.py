@@ -917,6 +917,56 @@ def bench_modular(
     terminal.print_ratios(f"One step, width {width}", [asdict(row) for row in rows], columns)
 
 
+@bench.command(name="map")
+def bench_map(
+    *,
+    side: int = 96,
+    hidden: int = 32,
+    patch: int = 9,
+    rounds: int = 5,
+    threads: int = 1,
+    out: Path | None = None,
+) -> None:
+    """Time the Pixel DAG-RNN over a scene: patch by patch, in batches, as a whole.
+
+    Parameters
+    ----------
+    side
+        Of the block that is labelled, in pixels.
+    hidden, patch
+        Width of the states; side of a patch.
+    rounds
+        Turns of every way; the median counts.
+    threads
+        Threads of torch.
+    out
+        Write the figures to this JSON file as well.
+    """
+    from dataclasses import asdict
+
+    from foveate.apps.bench_map import time_maps
+    from foveate.report import terminal
+
+    with terminal.recipe("bench map") as progress:
+        rows = time_maps(
+            side,
+            rounds,
+            hidden=hidden,
+            patch=patch,
+            threads=threads,
+            out=out,
+            progress=progress,
+        )
+    columns = {
+        "method": "way",
+        "microseconds": "us a pixel",
+        "times_naive": "times naive",
+        "times_patches": "times patches",
+    }
+    title = f"Pixel DAG-RNN, width {hidden}, patches of {patch} x {patch}"
+    terminal.print_ratios(title, [asdict(row) for row in rows], columns)
+
+
 def main(arguments: list[str] | None = None) -> None:
     """Entry point: runs a command; bad input is one sentence on stderr and exit code 2."""
     words = list(sys.argv[1:] if arguments is None else arguments)
