@@ -39,6 +39,14 @@ _HEADS = {
     "backward_ratio": "backward, of full",
     "bill_ratio": "all, of full",
     "flops_ratio": "FLOPs, of full",
+    "points": "points",
+    "speed": "times ONNX Runtime int8",
+    "kilobytes": "kB",
+    "method": "way",
+    "microseconds": "µs a pixel",
+    "pixels_per_second": "pixels/s",
+    "times_naive": "times the literal loop",
+    "times_patches": "times batches of patches",
 }
 
 ROOT = Path(__file__).resolve().parent.parent
@@ -111,6 +119,12 @@ def _engine(rows: list[dict[str, Any]]) -> str:
     return "\n".join(lines) + "\n"
 
 
+def _cell(value: object) -> str:
+    if value is None:
+        return ""
+    return f"{value:.4g}" if isinstance(value, float) and abs(value) < 1000 else str(value)
+
+
 def _bench(name: str) -> str:
     path = ROOT / "docs" / "bench" / f"{name}.json"
     if not path.is_file():
@@ -122,7 +136,7 @@ def _bench(name: str) -> str:
     lines = ["| " + " | ".join(_HEADS.get(key, key) for key in keys) + " |"]
     lines.append("|---|" + "---:|" * (len(keys) - 1))
     for row in rows:
-        cells = ["" if row[key] is None else str(row[key]) for key in keys]
+        cells = [_cell(row[key]) for key in keys]
         lines.append("| " + " | ".join(cells) + " |")
     return "\n".join(lines) + "\n"
 

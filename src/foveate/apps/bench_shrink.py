@@ -10,6 +10,7 @@ of 0.2, weight decay 5e-4, batches of 128, shifts by up to 4 pixels and mirrorin
 
 from __future__ import annotations
 
+import json
 import math
 from collections.abc import Callable
 from dataclasses import asdict, dataclass
@@ -23,7 +24,7 @@ from foveate.apps.shrink import ShrinkSettings, shrink
 from foveate.apps.torch_threads import torch_threads
 from foveate.datasets.own_pictures import OwnPictures, read_own_pictures
 from foveate.errors import FoveateError
-from foveate.files import write_json
+from foveate.files import write_whole
 from foveate.nn.resnet import BasicBlock, ResNet
 
 __all__ = ["ShrinkRow", "resnet8", "shrink_resnet8", "train_resnet8"]
@@ -171,7 +172,9 @@ def shrink_resnet8(
                         progress=tell)  # fmt: skip
     rows = _rows(result.rows)
     if out is not None:
-        write_json(out, {"rows": [asdict(row) for row in rows], **_about(pictures, settings)})
+        with write_whole(out) as temporary:
+            text = json.dumps([asdict(row) for row in rows], indent=1)
+            temporary.write_text(text + "\n", "utf-8")
     return rows
 
 
@@ -192,20 +195,8 @@ def _rows(found: list[dict[str, object]]) -> list[ShrinkRow]:
     ]
 
 
-def _about(pictures: OwnPictures, settings: ShrinkSettings) -> dict[str, object]:
-    return {
-        "network": "ResNet-8 (16, 32, 64)",
-        "train": len(pictures.train),
-        "test": len(pictures.held_out),
-        "settings": asdict(settings),
-        "torch": torch.__version__,
-    }
-
-
 def _save(net: nn.Module, path: Path) -> None:
     from safetensors.torch import save_file
-
-    from foveate.files import write_whole
 
     path.parent.mkdir(parents=True, exist_ok=True)
     with write_whole(path) as temporary:
