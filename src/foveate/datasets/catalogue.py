@@ -12,8 +12,10 @@ from __future__ import annotations
 from pathlib import Path
 
 from foveate.datasets import hyperspectral
+from foveate.datasets.ade20k import ADE20K
 from foveate.datasets.camvid import CamVid
 from foveate.datasets.card import DataCard
+from foveate.datasets.celebamask_hq import CelebAMaskHQ
 from foveate.datasets.coco import COCO
 from foveate.datasets.coswara import Coswara
 from foveate.datasets.images import CIFAR10, CIFAR100, MNIST, FashionMNIST, ImageNet
@@ -269,6 +271,8 @@ OPEN: tuple[DataCard, ...] = (
     CIFAR100.card,
     MNIST.card,
     FashionMNIST.card,
+    ADE20K.card,
+    CelebAMaskHQ.card,
     *hyperspectral.CARDS,
     FLEVOLAND_CARD,
     SAN_FRANCISCO_CARD,
