@@ -1,9 +1,9 @@
 """foveate: visual perception on a budget.
 
-``foveate.watch``, ``shrink``, ``map_scene``, ``label`` and ``condense`` are the commands as plain Python calls.
-Every layer, loss, policy and analyser lives in its room (``foveate.faces``, ``foveate.learning``,
-...) and can be used alone. Importing this package costs next to nothing: names are resolved when
-first used.
+``foveate.watch``, ``shrink``, ``map_scene``, ``label`` and ``condense`` are the commands as plain
+Python calls. Every layer, loss, policy and analyser lives in its room (``foveate.faces``,
+``foveate.learning``, ...) and can be used alone. Importing this package costs next to nothing:
+names are resolved when first used.
 """
 
 from __future__ import annotations

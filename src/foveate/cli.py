@@ -221,6 +221,11 @@ def map_(
                 f"the reasons are in {target / INDEX}"
             )
         return
+    if jobs is not None or ray is not None:
+        raise FoveateError(
+            f"--jobs and --ray share out the scenes of a table, and {scene} is one scene; leave "
+            "them out (--threads is for tiles)"
+        )
     with terminal.stages(scene.name) as tell:
         result = map_scene(scene, labels, out, settings=settings, force=force, progress=tell)
     print("\n".join(result_lines(result.summary)))
@@ -999,5 +1004,7 @@ def main(arguments: list[str] | None = None) -> None:
 
 
 def _complain(sentence: str) -> None:
+    # A file's name may hold what steers a terminal.
+    sentence = "".join(c if c.isprintable() else ascii(c)[1:-1] for c in sentence)
     print(f"foveate: {sentence}", file=sys.stderr)
     print("         (--debug shows the traceback, --help the options)", file=sys.stderr)

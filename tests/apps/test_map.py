@@ -4,7 +4,11 @@ from __future__ import annotations
 
 import csv
 import dataclasses
+import errno
+import importlib.util
 import json
+import os
+import re
 import subprocess
 import sys
 from pathlib import Path
@@ -15,6 +19,7 @@ import pytest
 from PIL import Image
 
 from foveate.apps import map as app
+from foveate.apps.many import folders_for
 from foveate.apps.map import METHODS, MapSettings, map_scene
 from foveate.apps.map_many import map_many, scenes_in
 from foveate.datasets.envi import open_envi
@@ -253,12 +258,8 @@ def test_geotiff_keeps_place_names_and_colours(tmp_path):
 
 
 def test_envi_map_is_read_back(scene, mapped, tmp_path):
-    map_scene(
-        scene, out=tmp_path, settings=dataclasses.replace(LDA, format="envi", estimate=False)
-    )
-    assert np.array_equal(
-        open_envi(tmp_path / "map.hdr").read()[..., 0], codes_of(mapped.folder)
-    )
+    map_scene(scene, out=tmp_path, settings=dataclasses.replace(LDA, format="envi", estimate=False))
+    assert np.array_equal(open_envi(tmp_path / "map.hdr").read()[..., 0], codes_of(mapped.folder))
 
 
 def test_page_shows_names_as_text_and_the_honest_figure_first(mapped):
@@ -268,6 +269,10 @@ def test_page_shows_names_as_text_and_the_honest_figure_first(mapped):
     found = mapped.summary["estimate"]
     headline = page[page.index("<h1") : page.index("</h1>")]
     assert f"{100 * found['disjoint']['oa']:.0f} %" in headline
+    # On a narrow screen the heads of the columns are hidden: every number bears its own.
+    body = page[page.index("<tbody>") : page.rindex("</table>")]
+    assert all("data-label" in cell for cell in re.findall(r'<td class="n(?: speed)?"[^>]*>', body))
+    assert "the nearest is 1 pixel away" in page
     lines = "\n".join(result_lines(mapped.summary))
     assert f"{100 * found['disjoint']['oa']:5.1f} %" in lines
     assert "optimistic" in lines
@@ -298,6 +303,8 @@ def test_false_colours_take_bands_by_wavelength():
         ({"block": 1}, "--block is 1; expected at least 2"),
         ({"tile": 3}, "--tile is 3; expected 16 to 4096"),
         ({"threads": -1}, "--threads is -1"),
+        ({"seed": -1}, "--seed is -1; expected 0 to 4294967295"),
+        ({"seed": 1 << 32}, "--seed is 4294967296; expected 0 to"),
         ({"block": 90}, "the labels lie too close together for blocks of 90 pixels"),
     ],
 )
@@ -331,6 +338,183 @@ def test_a_folder_of_something_else_is_not_overwritten(scene, tmp_path):
     assert json.loads((tmp_path / "summary.json").read_text()) == {"command": "watch"}
 
 
+@pytest.mark.parametrize("name", ["map.png", "classes.csv"])
+def test_the_scene_and_its_labels_are_not_overwritten(tmp_path, name):
+    rng = np.random.default_rng(0)
+    picture = tmp_path / ("map.png" if name == "map.png" else "scene.png")
+    Image.fromarray(rng.integers(0, 255, (40, 50, 3), dtype=np.uint8)).save(picture)
+    points = tmp_path / "classes.csv" if name == "classes.csv" else tmp_path / "points.csv"
+    points.write_text("row,column,class\n1,1,1\n30,30,2\n")
+    before = (picture.read_bytes(), points.read_bytes())
+    settings = dataclasses.replace(LDA, estimate=False)
+    with pytest.raises(FoveateError, match=f"{name} would be overwritten by the map of it; choose"):
+        map_scene(picture, points, tmp_path, settings=settings)
+    assert (picture.read_bytes(), points.read_bytes()) == before
+    assert {path.name for path in tmp_path.iterdir()} == {picture.name, points.name}
+
+
+def test_a_file_in_the_place_of_the_unfinished_tiles(scene, tmp_path):
+    (tmp_path / "unfinished").write_text("mine")
+    with pytest.raises(FoveateError, match="unfinished is a file where foveate map keeps"):
+        map_scene(scene, out=tmp_path, settings=LDA)
+    assert (tmp_path / "unfinished").read_text() == "mine"
+
+
+def test_what_cannot_be_written_is_said_before_the_work(scene, monkeypatch, tmp_path):
+    def never(*arguments, **options):
+        raise AssertionError("it learned")
+
+    monkeypatch.setattr(type(METHODS["lda"].build()), "fit", never)
+    turned = Georeference("EPSG:32632", (1.0, 1.0, 0.0, 1.0, -1.0, 0.0))
+    odd = Georeference("GARBAGE[1]", (1.0, 0.0, 0.0, 0.0, -1.0, 0.0))
+    monkeypatch.setattr("foveate.apps.map_outputs._PNG_PIXELS", 99)
+    cases = [("envi", turned, "is turned or mirrored"), ("png", None, "a PNG of 70 x 83 pixels")]
+    if importlib.util.find_spec("rasterio"):
+        cases.append(("tif", odd, r"coordinate system 'GARBAGE\[1\]', which cannot be written"))
+    for form, place, sentence in cases:
+        placed = dataclasses.replace(scene, georeference=place)
+        with pytest.raises(FoveateError, match=sentence):
+            map_scene(placed, out=tmp_path / "o", settings=dataclasses.replace(LDA, format=form))
+    assert not (tmp_path / "o").exists()
+
+
+def test_a_full_disk_is_said_before_tiles_are_made(scene, monkeypatch, tmp_path):
+    def full(*arguments):
+        raise OSError(errno.ENOSPC, "No space left on device")
+
+    monkeypatch.setattr(os, "posix_fallocate", full, raising=False)
+    with pytest.raises(FoveateError, match="No space left on device; make room"):
+        map_scene(scene, out=tmp_path, settings=dataclasses.replace(LDA, estimate=False))
+
+
+def test_tiles_that_another_run_took_away(scene, monkeypatch, tmp_path):
+    def thief(model, scene, window):
+        for path in (tmp_path / "unfinished").glob("*.u8"):
+            path.unlink()
+        return label_window(model, scene, window)
+
+    monkeypatch.setattr(app, "label_window", thief)
+    with pytest.raises(FoveateError, match="was taken away while it was made; if another"):
+        map_scene(scene, out=tmp_path, settings=dataclasses.replace(LDA, estimate=False))
+
+
+def test_a_scene_that_changes_while_it_is_mapped(monkeypatch, tmp_path):
+    written(tmp_path, 5)
+    path = tmp_path / "s5.npz"
+
+    def other(model, scene, window):
+        path.write_bytes(path.read_bytes() + b" ")
+        return label_window(model, scene, window)
+
+    settings = dataclasses.replace(LDA, estimate=False)
+    with monkeypatch.context() as patch:
+        patch.setattr(app, "label_window", other)
+        with pytest.raises(FoveateError, match=r"s5\.npz changed while it was mapped, so this map"):
+            map_scene(path, out=tmp_path / "o", settings=settings)
+    assert {one.name for one in (tmp_path / "o").iterdir()} == {"unfinished"}
+    map_scene(path, out=tmp_path / "o", settings=settings)
+    assert not (tmp_path / "o" / "unfinished").exists()  # nor what the first run had left
+
+
+def test_other_files_beside_the_scene_may_come_and_go(tmp_path):
+    written(tmp_path, 5)
+    settings = dataclasses.replace(LDA, estimate=False)
+    map_scene(tmp_path / "s5.npz", out=tmp_path / "o", settings=settings)
+    (tmp_path / "s5.log").write_text("what foveate map said")
+    assert map_scene(tmp_path / "s5.npz", out=tmp_path / "o", settings=settings).reused
+
+
+def test_a_damaged_model_is_trained_again(scene, mapped, monkeypatch, tmp_path):
+    from safetensors.numpy import load_file, save_file
+
+    real = app._save_model
+
+    def damaged(model, file, mark):
+        real(model, file, mark)
+        arrays = {key: value[:0] for key, value in load_file(file).items()}
+        save_file(arrays, file, metadata={"mark": mark, "facts": json.dumps(model.state()[1])})
+        raise KeyboardInterrupt
+
+    with monkeypatch.context() as patch:
+        patch.setattr(app, "_save_model", damaged)
+        with pytest.raises(KeyboardInterrupt):
+            map_scene(scene, out=tmp_path, settings=LDA)
+    map_scene(scene, out=tmp_path, settings=LDA)
+    assert np.array_equal(codes_of(tmp_path), codes_of(mapped.folder))
+
+
+# ------------------------------------------------------------------------------ few labels
+
+
+def test_auto_without_enough_labels_to_choose_by(scene, monkeypatch, tmp_path):
+    """Two labels of each class: all test labels of the choice in one block, and a note says so."""
+    monkeypatch.setitem(app._CANDIDATES, "hyperspectral", ("forest", "lda"))
+    rows = np.array([[0, 0], [1, 1], [40, 2], [41, 3], [3, 60], [2, 61], [50, 60], [51, 61]])
+    codes = np.array([1, 2, 1, 2, 1, 2, 1, 2])
+    few = SceneLabels.from_points(rows, codes, (HEIGHT, WIDTH))
+    settings = dataclasses.replace(LDA, method="auto", estimate=False, block=30)
+
+    def dies(*arguments):
+        raise KeyboardInterrupt
+
+    with monkeypatch.context() as patch:
+        patch.setattr(app, "write_outputs", dies)
+        with pytest.raises(KeyboardInterrupt):
+            map_scene(scene, few, tmp_path, settings=settings)
+    result = map_scene(scene, few, tmp_path, settings=settings)  # resumed: the note is there
+    assert result.summary["method"] == "lda"
+    assert result.summary["notes"] == [
+        "too few labels to choose a method by: one of the usual ones was taken"
+    ]
+
+
+def test_test_labels_in_one_block_give_no_estimate(scene, tmp_path):
+    """One block has no spread between blocks: refused for the estimate, left out beside it."""
+    place = np.argwhere(np.ones((20, 40), dtype=bool))
+    labels = SceneLabels.from_points(place, 1 + (place.sum(1) % 2), (HEIGHT, WIDTH))
+    with pytest.raises(FoveateError, match=r"^the labels lie too close together for blocks of 20"):
+        map_scene(scene, labels, tmp_path / "a", settings=dataclasses.replace(LDA, block=20))
+    counts = scene.labels.counts()
+    least = min(counts.values())
+    codes, where = scene.labels.codes, []
+    for code, take in zip(sorted(counts), (least, least, least - 1), strict=True):
+        where.append(np.flatnonzero(codes == code)[:take])
+    almost = scene.labels.subset(np.concatenate(where))
+    result = map_scene(
+        scene, almost, tmp_path / "b", settings=dataclasses.replace(LDA, train=str(least - 1))
+    )  # two labels are left for the random split
+    assert result.summary["estimate"]["disjoint"]["oa"] > 0
+    if "random" not in result.summary["estimate"]:
+        assert result.summary["estimate"]["leakage"]["random"] is None
+    one = scene.labels.subset(np.concatenate([w[: least - 1] for w in where[1:]] + [where[0]]))
+    result = map_scene(
+        scene, one, tmp_path / "c", settings=dataclasses.replace(LDA, train=str(least - 1))
+    )  # and here a single one
+    assert "random" not in result.summary["estimate"]
+    assert (tmp_path / "c" / "report.html").is_file()
+
+
+def test_labels_without_data_teach_nothing(tmp_path):
+    scene = fields()[0]
+    empty = np.zeros((HEIGHT, WIDTH), dtype=bool)
+    empty[:30] = True
+
+    def valid(window: Window) -> np.ndarray:
+        row, column, height, width = window
+        return ~empty[row : row + height, column : column + width]
+
+    holed = dataclasses.replace(scene, valid=valid)
+    keep = ~empty[tuple(scene.labels.coordinates.T)]
+    result = map_scene(holed, out=tmp_path / "a", settings=dataclasses.replace(LDA, estimate=False))
+    assert result.summary["labels"]["pixels"] == keep.sum()
+    assert result.summary["notes"] == [
+        f"{(~keep).sum():,} labelled pixels have no data in the scene and were left out"
+    ]
+    empty[:] = True
+    with pytest.raises(FoveateError, match=r"where the scene fields has data, .* name 0 class"):
+        map_scene(holed, out=tmp_path / "b", settings=LDA)
+
+
 # ------------------------------------------------------------------------------ many, and the shell
 
 
@@ -339,6 +523,13 @@ def written(folder: Path, seed: int) -> None:
     scene, _ = fields(seed)
     cube = np.clip(1000 + 300 * scene.read(), 0, 60000).astype(np.uint16)
     np.savez(folder / f"s{seed}.npz", x=cube, gt=scene.labels.to_map().astype(np.uint8))
+
+
+def test_every_scene_has_a_folder_inside_the_output():
+    sources = [Path("a/.."), Path(".."), Path("."), Path("b.npz"), Path("c/b.hdr")]
+    folders = folders_for(sources, Path("out"), {"maps.csv"})
+    assert len(set(folders)) == len(sources)
+    assert all(one.parent == Path("out") and one.name.strip(".") for one in folders)
 
 
 def test_a_table_of_scenes(tmp_path):

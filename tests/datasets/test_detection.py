@@ -196,6 +196,16 @@ def test_difficult_objects_are_neither_hits_nor_misses():
     assert both[0] == 1
 
 
+def test_a_free_object_goes_before_a_crowd_that_covers_more():
+    boxes = np.array([[0, 0, 10, 10], [0, 0, 30, 30]], np.float32)
+    truth = [Objects(boxes, np.array([0, 0]), np.array([False, True]))]
+    near = np.repeat(np.array([[0, 0, 10, 9]], np.float32), 2, 0)
+    found = [Detections(near, np.array([0, 0]), np.array([0.9, 0.8]))]
+    assert coco_precision(found, truth, 1, [0.5])[0, 0] == 1  # the second is the crowd's
+    far = [Detections(near + 20, np.array([0, 0]), np.array([0.9, 0.8]))]
+    assert coco_precision(far, truth, 1, [0.5])[0, 0] == 0
+
+
 def test_a_second_detection_of_an_object_is_wrong_by_voc_and_takes_the_next_by_coco():
     near = np.array([[0, 0, 10, 10], [0, 2, 10, 12]], np.float32)
     truth = [Objects(near, np.array([0, 0]), np.zeros(2, bool))]
@@ -214,6 +224,54 @@ def test_coco_counts_a_hundred_detections_of_a_picture():
     assert voc_precision(late, truth, 1)[0] == pytest.approx(1 / 101)
     early = [Detections(np.concatenate([far[1:], box]), np.zeros(100, int), scores[:100])]
     assert coco_precision(early, truth, 1, [0.5])[0, 0] == pytest.approx(0.01)
+
+
+@pytest.mark.parametrize("rule", [voc_precision, lambda *a: coco_precision(*a, [0.5])[0]])
+def test_an_overlap_of_just_the_threshold_is_right(rule):
+    """Lower half of an object: overlap 1/2."""
+    whole, half = (np.array([[0, 0, 10, y]], np.float32) for y in (10, 5))
+    truth = [Objects(whole, np.array([0]), np.zeros(1, bool))]
+    assert rule([Detections(half, np.array([0]), np.ones(1))], truth, 1)[0] == 1
+    less = np.array([[0, 0, 10, 4.99]])
+    assert rule([Detections(less, np.array([0]), np.ones(1))], truth, 1)[0] == 0
+
+
+@pytest.mark.parametrize("rule", [voc_precision, lambda *a: coco_precision(*a, [0.5])[0]])
+def test_equal_scores_stay_in_the_order_of_the_pictures(rule):
+    """Of the surer ones 50 wrong, then 50 right: precision 1/2 at the end, no better before.
+
+    Two scores in turn: a sort that is not stable leaves a list of equal numbers as it is.
+    """
+    box = np.array([[0, 0, 10, 10]], np.float32)
+    truth = [Objects(box, np.array([0]), np.zeros(1, bool))] * 200
+    found = [
+        Detections(box + 20 * (k % 2 or k < 100), np.array([0]), np.array([0.3 if k % 2 else 0.7]))
+        for k in range(200)
+    ]
+    assert rule(found, truth, 1)[0] == pytest.approx(0.5 * 0.25, abs=0.005)
+    assert rule(found[::-1], truth, 1)[0] == pytest.approx(0.25, abs=0.01)
+
+
+def test_of_equal_scores_the_first_hundred_count():
+    """Of one picture; the surer half of 300 is in turn with the rest."""
+    box = np.array([[0, 0, 10, 10]], np.float32)
+    truth = [Objects(box, np.array([0]), np.zeros(1, bool))]
+    scores = np.where(np.arange(300) % 2, 0.3, 0.7)
+    for place, expected in ((198, 0.01), (200, 0.0)):  # the 100th and the 101st of 150
+        boxes = np.repeat(box + 50, 300, 0)
+        boxes[place] = box
+        found = [Detections(boxes, np.zeros(300, int), scores)]
+        assert coco_precision(found, truth, 1, [0.5])[0, 0] == pytest.approx(expected)
+
+
+def test_of_equal_overlaps_coco_takes_the_last_object_and_voc_the_first():
+    """The second detection fits the first object only: free by COCO, taken by VOC."""
+    things = np.array([[0, 0, 10, 10], [10, 0, 20, 10]], np.float32)
+    truth = [Objects(things, np.array([0, 0]), np.zeros(2, bool))]
+    between = np.array([[0, 0, 20, 10], [0, 0, 10, 10]], np.float32)
+    found = [Detections(between, np.array([0, 0]), np.array([0.9, 0.8]))]
+    assert coco_precision(found, truth, 1, [0.5])[0, 0] == 1
+    assert voc_precision(found, truth, 1)[0] == pytest.approx(0.5)
 
 
 def test_coco_is_the_official_tools():

@@ -247,6 +247,7 @@ def test_an_absurd_extent_takes_no_memory(tmp_path: Path):
         ({"wavelength": "{1, 2"}, "no closing brace after 'wavelength'"),
         ({"map info": "{UTM, 1, 1}"}, "map info of 3 entries"),
         ({"map info": "{UTM, 1, 1, 5, 5, 0, 0}"}, "one line"),
+        ({"map info": "{UTM, 1, , 1, 5, 5, , }"}, "4 numbers in the entries 2 to 7 of its map"),
         ({"class lookup": "{1, 2}"}, "class lookup"),
     ],
 )
@@ -259,6 +260,14 @@ def test_headers_that_cannot_be(tmp_path: Path, entry, sentence):
     path.write_text(text)
     with pytest.raises(FoveateError, match=sentence):
         open_envi(path)
+
+
+def test_entries_without_a_value_are_as_if_absent(tmp_path: Path):
+    path = raw(tmp_path, cube(), **{"map info": "{UTM, 1, 1, 5, 5, 2, 2, rotation=}"})
+    path.write_text(path.read_text() + "data ignore value =\n")
+    header = read_envi_header(path)
+    assert header.no_data is None
+    assert header.georeference.transform == (2, 0, 5, 0, -2, 5)
 
 
 def test_no_header_at_all(tmp_path: Path):

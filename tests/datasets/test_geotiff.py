@@ -139,6 +139,13 @@ def test_files_that_cannot_be_read(tmp_path: Path):
         open_geotiff(tmp_path / "list.tif")
 
 
+def test_a_file_replaced_after_opening_is_a_sentence(tmp_path: Path):
+    scene = open_geotiff(write(tmp_path / "a.tif", bands(4)))
+    write(tmp_path / "a.tif", bands(1))
+    with pytest.raises(FoveateError, match=r"cannot read .*a.tif as a GeoTIFF \(band index"):
+        scene.read()
+
+
 def test_blocks_too_large_for_memory_are_refused(tmp_path: Path, monkeypatch):
     tiles = {"tiled": True, "blockxsize": 32, "blockysize": 16}
     path = write(tmp_path / "a.tif", bands(4, shape=(64, 64)), **tiles)

@@ -171,6 +171,23 @@ def test_big_endian_header_is_honoured(tmp_path: Path, header, offset):
     np.testing.assert_array_equal(pixels, polarimetry.t3_channels(t3))
 
 
+@pytest.mark.parametrize("header", ["{name}.bin.hdr", None])
+@pytest.mark.parametrize("order", ["<", ">"])
+def test_numbers_of_the_other_byte_order_are_refused(tmp_path: Path, header, order):
+    """The bytes are turned and the header is not, or there is none (which means little endian)."""
+    folder = write_folder(
+        tmp_path / "T3", CHANNELS, planes_of(random_t3()), order=order, header=header
+    )
+    said = order if header is not None else "<"
+    for path in folder.glob("*.bin"):
+        stored = np.frombuffer(path.read_bytes(), f"{order}f4")
+        path.write_bytes(stored.astype(">f4" if said == "<" else "<f4").tobytes())
+    with pytest.raises(
+        FoveateError, match=f"other byte order: .*'byte order = {int(said == '<')}'"
+    ):
+        polsar.open_polsar(folder)
+
+
 @pytest.fixture(scope="module")
 def folders(tmp_path_factory: pytest.TempPathFactory) -> Path:
     root = tmp_path_factory.mktemp("folders")
@@ -619,3 +636,12 @@ def test_real_flevoland(polsar_data: Path, key):
 def test_cards_describe_the_files(polsar_data: Path):
     for card in (polsar.SAN_FRANCISCO_CARD, polsar.FLEVOLAND_CARD):
         assert card.verify(polsar_data) == polsar_data / "polsar"
+
+
+def test_an_old_mask_does_not_blank_what_is_written(tmp_path: Path):
+    folder = tmp_path / "T3"
+    first = np.tile(np.eye(3, dtype=np.complex64), (4, 5, 1, 1))
+    polsar.write_t3(folder, first)
+    np.zeros((4, 5), dtype="<f4").tofile(folder / "mask_valid_pixels.bin")
+    polsar.write_t3(folder, 2 * first)
+    assert np.array_equal(polsar.read_t3(folder), 2 * first)

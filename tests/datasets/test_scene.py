@@ -115,6 +115,14 @@ def test_polsar_scenes_have_nine_channels():
         Scene.from_array(cube(3, 3, 8), "polsar")
 
 
+@pytest.mark.parametrize(
+    ("given", "kept"), [("a\x1b[31m\nb", "a [31m b"), ("n\udcff", "n"), ("..", "scene")]
+)
+def test_names_of_scenes_are_plain(given, kept):
+    """They become names of folders and go to terminals and pages."""
+    assert Scene.from_array(cube(), "hyperspectral", name=given).name == kept
+
+
 def test_wrong_arrays_and_facts_are_refused():
     with pytest.raises(FoveateError, match=r"shape \(5, 4\)"):
         Scene.from_array(np.zeros((5, 4)), "hyperspectral")

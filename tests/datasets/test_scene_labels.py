@@ -307,6 +307,8 @@ def test_names_take_the_codes_that_the_scene_has(tmp_path: Path):
             "row 0, column 0 two classes, 1 and 2",
         ),
         ([["row", "column", "class"], [0, 0, 1], [0, 1, 0]], "class code 0"),
+        ([["row", "column", "class"], [0, 0, -1], [0, 1, 2]], "class code -1 where 1 to 32767"),
+        ([["row", "column", "class"], [0, 0, 10**20], [0, 1, 2]], f"class code {10**20} where"),
         ([["row", "column", "class"], [0, 0, 1], [0, 1, 1]], "have 1 class"),
         ([["row", "column", "class"]], "have 0 class"),
         ([["row", "column", "class"], [0, 0.5, 1], [0, 1, 2]], "not a whole number"),
@@ -315,6 +317,30 @@ def test_names_take_the_codes_that_the_scene_has(tmp_path: Path):
 def test_tables_that_cannot_be(tmp_path: Path, rows, sentence):
     with pytest.raises(FoveateError, match=sentence):
         read_labels(table(tmp_path / "a.csv", rows), SHAPE)
+
+
+def test_codes_as_spreadsheets_write_them(tmp_path: Path):
+    rows = [["row", "column", "class"], [0, 0, "10.0"], [0, 1, "2.0"]]
+    labels = read_labels(table(tmp_path / "a.csv", rows), SHAPE)
+    assert labels.to_map()[0, :2].tolist() == [10, 2]
+    assert labels.names == {}
+
+
+def test_a_table_that_is_no_text(tmp_path: Path):
+    (tmp_path / "a.csv").write_bytes(b"row,column,class\n1,2,\xff\n")
+    with pytest.raises(FoveateError, match="; save them as UTF-8 text"):
+        read_labels(tmp_path / "a.csv", SHAPE)
+
+
+def test_names_are_one_plain_line():
+    """Control characters, halves of characters and marks that turn text round do not get in."""
+    labels = SceneLabels.from_points(
+        [[0, 0], [0, 1], [1, 0], [1, 1]], [1, 2, 3, 4], SHAPE,
+        names={1: "r\x1b[31med\r\n\x07", 2: "a\u202eb\ud800\u2028", 3: "\0\n", 4: "x" * 999},
+    )  # fmt: skip
+    assert labels.names == {1: "r [31med", 2: "a b", 4: "x" * 200}
+    assert labels.name(3) == "class 3"
+    labels.names[2].encode("utf-8")
 
 
 # GeoJSON
@@ -455,7 +481,8 @@ def test_a_shape_without_a_pixel_s_centre_is_told(tmp_path: Path):
     [
         ("Polygon", [square(0, 0, 4, 7)], "outside the scene of 6 x 9 pixels .* pixels"),
         ("Polygon", [square(-1, 0, 4, 4)], "outside the scene"),
-        ("Polygon", [square(1e30, 1e30, 2e30, 2e30)], "outside the scene"),
+        ("Polygon", [square(1e30, 1e30, 2e30, 2e30)], r"column 1e\+30\); coordinates"),
+        ("Polygon", [square(40.1, 3.1, 40.2, 3.2)], "row 3, column 40"),  # smaller than a pixel
         ("Point", [9, 0], "row 0, column 9"),
         ("Point", [1], "not two numbers"),
         ("Point", ["a", "b"], "not two numbers"),

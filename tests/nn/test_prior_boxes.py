@@ -58,6 +58,20 @@ def test_scales_of_voc_and_coco_are_the_published_ones():
     np.testing.assert_allclose(coco, [0.07, 0.15, 0.33, 0.51, 0.69, 0.87])
 
 
+def test_centres_of_the_coarse_maps_and_the_last_size_by_hand():
+    """Distances 64, 100 and 300 pixels on the maps of 5, 3 and 1 cells; the last s' is 315."""
+    for grid in (SSD300_VOC, SSD300_COCO):
+        priors = prior_boxes(grid).double() * 300
+        three = 8732 - 4 - 3 * 3 * 4  # where the priors of 3 x 3 cells begin
+        np.testing.assert_allclose(priors[three:-4:4, 0], [50, 150, 250] * 3, rtol=1e-6)
+        np.testing.assert_allclose(priors[three:-4:12, 1], [50, 150, 250], rtol=1e-6)
+        np.testing.assert_allclose(
+            priors[three - 5 * 5 * 6 : three : 30, 1], [32, 96, 160, 224, 288], rtol=1e-6
+        )
+        last = math.sqrt(grid.sizes[5] * 315)
+        np.testing.assert_allclose(priors[-3], [150, 150, last, last], rtol=1e-6)
+
+
 def test_clipping_keeps_priors_in_the_picture():
     corners = to_corners(prior_boxes(dataclasses.replace(SSD300_VOC, clip=True)))
     assert float(corners.min()) >= -1e-6

@@ -109,6 +109,14 @@ def test_two_objects_at_one_place_have_a_prior_each():
     assert sorted(classes[classes > 0].tolist()) == [1, 2]
 
 
+def test_an_overlap_of_just_the_threshold_is_enough():
+    """Box (0, 0, 1/2, 1): its own prior, the whole picture (overlap 1/2), less, and nothing."""
+    corners = [[0, 0, 0.5, 1], [0, 0, 1, 1], [0, 0, 1, 0.9], [0.5, 0, 1, 1]]
+    priors = to_centres(torch.tensor(corners))
+    classes, _ = match(torch.tensor([[0, 0, 0.5, 1]]), torch.tensor([2]), priors)
+    assert classes.tolist() == [3, 3, 0, 0]
+
+
 @pytest.mark.parametrize(
     ("boxes", "labels", "sentence"),
     [
@@ -218,6 +226,30 @@ def test_detection_is_that_of_plain_loops(seed):
     )
 
 
+def chances(*wanted: float) -> torch.Tensor:
+    """Logits (1, N, 2) of one class with these probabilities."""
+    p = torch.tensor(wanted, dtype=torch.float64)
+    return torch.stack((torch.zeros_like(p), (p / (1 - p)).log()), -1)[None].float()
+
+
+def test_published_limits_of_detection():
+    """Scores from 0.01, the best 400 of a class into the suppression, the best 200 kept."""
+    lattice = torch.stack(torch.meshgrid(*[torch.arange(30) / 30 + 1 / 60] * 2, indexing="xy"), -1)
+    apart = torch.cat((lattice.reshape(-1, 2), torch.full((900, 2), 1 / 40)), 1)
+    nothing = torch.zeros(1, 900, 4)
+    (found,) = detect(nothing[:, :3], chances(0.011, 0.0099, 0.5), apart[:3])
+    np.testing.assert_allclose(found.scores, [0.5, 0.011], rtol=1e-5)
+    falling = np.linspace(0.9, 0.1, 900).tolist()
+    (found,) = detect(nothing, chances(*falling), apart)
+    np.testing.assert_allclose(found.scores, falling[:200], rtol=1e-5)
+    # 400 surer ones at one place stand for one object, and leave no room for the others.
+    crowded = torch.cat((apart[:1].expand(400, 4), apart[1:51]))
+    (found,) = detect(nothing[:, :450], chances(*falling[:450]), crowded)
+    assert len(found) == 1
+    (found,) = detect(nothing[:, :450], chances(*falling[:450]), crowded, candidates=401)
+    assert len(found) == 2
+
+
 def test_what_the_net_should_say_is_what_is_found():
     truth = torch.tensor([[0.1, 0.1, 0.4, 0.5], [0.5, 0.4, 0.9, 0.95]])
     classes, locations = match(truth, torch.tensor([1, 0]), PRIORS)
@@ -269,6 +301,21 @@ def test_ssd300_on_resnet18_has_8732_priors(grid, classes):
     locations, scores = net.gather(said)
     assert locations.shape == (2, 8732, 4)
     assert scores.shape == (2, 8732, 1 + classes)
+
+
+def test_extra_layers_are_those_of_the_published_net():
+    """10 cells to 5 by halving, 5 to 3 and 3 to 1 without padding, behind a 1x1 convolution."""
+    net = SSD(FeatureMaps(resnet18(), ("layer2", "layer3", "layer4")), 20)
+    ways = [
+        [(m.kernel_size[0], m.stride[0], m.padding[0], m.out_channels) for m in layer
+         if isinstance(m, nn.Conv2d)]
+        for layer in net.extras
+    ]  # fmt: skip
+    assert ways == [[(1, 1, 0, 128), (3, *way, 256)] for way in ((2, 1), (1, 0), (1, 0))]
+    for head in (*net.locators, *net.classifiers):  # Xavier's uniform rule
+        limit = math.sqrt(6 / (9 * (head.in_channels + head.out_channels)))
+        assert 0.95 * limit < float(head.weight.detach().abs().max()) <= limit
+        assert not head.bias.detach().any()
 
 
 def test_tables_are_in_the_order_of_the_priors():

@@ -10,6 +10,7 @@ import torch
 from lightning_fabric import Fabric
 from safetensors.torch import load_file, save_file
 from torch import nn
+from torch.optim.optimizer import register_optimizer_step_pre_hook
 
 from foveate.datasets.detection import Detections, voc_precision
 from foveate.engine import compile as compile_packed
@@ -255,6 +256,61 @@ def test_views_of_shapes_keep_boxes_on_their_shapes():
     assert all(torch.equal(varied[k][0], again[k][0]) for k in range(12))
     other = recipe.Views(data.train, SMOKE, (0, 2))
     assert any(not torch.equal(varied[k][0], other[k][0]) for k in range(12))
+
+
+@pytest.mark.parametrize("task", ["detection", "segmentation"])
+def test_no_test_picture_is_a_training_picture(task):
+    data = recipe.load_data(dataclasses.replace(SMOKE, task=task, test_pictures=None))
+    assert len(data.test) == 500
+    pictures = [{one[k][0].numpy().tobytes() for k in range(len(one))} for one in
+                (data.train, data.test)]  # fmt: skip
+    assert len(pictures[0]) == len(data.train)
+    assert not pictures[0] & pictures[1]
+
+
+def test_the_chain_comes_down_width_by_width():
+    """High to low: each width from the one above, `fp` and the first from the same weights."""
+    stages = recipe.stages_of(PRESETS["desk"])
+    assert {arm: (s.parent, s.bits, s.epochs) for arm, s in stages.items()} == {
+        "fp-start": (None, None, 14), "fp": ("fp-start", None, 7),
+        "chain-8": ("fp-start", 8, 7), "chain-6": ("chain-8", 6, 7),
+        "chain-5": ("chain-6", 5, 7), "chain-2": ("chain-5", 2, 7),
+    }  # fmt: skip
+    assert stages["fp"].order == stages["chain-8"].order  # the same pictures for the claim's arms
+
+
+@pytest.mark.parametrize("schedule", ["cosine", "steps"])
+def test_rates_and_variations_of_a_stage(monkeypatch, schedule):
+    """SSD's: momentum 0.9, decay 5e-4, a tenth after 2/3 and after 5/6; or half a cosine."""
+    kind = "sgd" if schedule == "steps" else "adam"
+    config = dataclasses.replace(SMOKE, schedule=schedule, optimizer=kind, lr=1e-3)
+    data, seen, variations = recipe.load_data(config), [], []
+    real = recipe.batches
+
+    def watched(source, order, config, vary):
+        variations.append(vary)
+        return real(source, order, config, vary)
+
+    def note(optimizer, args, kwargs):
+        group = optimizer.param_groups[0]
+        seen.append((group["lr"], group.get("momentum"), group["weight_decay"]))
+
+    monkeypatch.setattr(recipe, "batches", watched)
+    handle = register_optimizer_step_pre_hook(note)
+    try:
+        net = recipe.network(config, None, 3)
+        stage = Stage("", None, None, 3, 8)
+        recipe.train(net, "fp", stage, 2, data, config, cpu(), quiet)
+    finally:
+        handle.remove()
+    assert not net.training
+    assert variations == [(2008, epoch) for epoch in range(3)]  # new ones in every epoch
+    rates = [rate for rate, _, _ in seen]
+    if schedule == "steps":
+        assert rates == pytest.approx([1e-3] * 4 + [1e-4, 1e-5])
+        assert {one[1:] for one in seen} == {(0.9, 5e-4)}
+    else:
+        assert rates == pytest.approx([5e-4 * (1 + np.cos(np.pi * t / 6)) for t in range(6)])
 
 
 def test_detections_are_told_in_the_pixels_of_their_picture(tmp_path, tiny, monkeypatch):

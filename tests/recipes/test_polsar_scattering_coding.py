@@ -176,6 +176,16 @@ def test_a_small_class_gives_half_of_its_pixels(data):
     assert labels.subset(chosen.train).counts()[2] == 4
 
 
+def test_a_class_without_training_pixels_is_not_tested(data):
+    """No arm could find it: its pixels would only lower all accuracies alike."""
+    at = data.labels.coordinates // 24
+    keep = (data.labels.codes != 3) | (at.sum(1) % 2 == 1)
+    labels = data.labels.subset(np.flatnonzero(keep))
+    chosen = recipe.pixels(dataclasses.replace(data, labels=labels), SMOKE, "blocks", 0)
+    assert set(labels.codes[chosen.train].tolist()) == {1, 2, 4, 5}
+    assert set(labels.codes[chosen.test].tolist()) == {1, 2, 4, 5}
+
+
 def test_all_arms_have_the_same_pixels_and_the_nets_what_is_hidden(data, monkeypatch):
     got = []
 
@@ -311,11 +321,10 @@ def test_findings_say_where_the_claim_holds():
 
 
 @pytest.mark.parametrize("scene", ["sanfrancisco", "flevoland"])
-def test_real_scene_where_present(scene):
-    config = dataclasses.replace(PRESETS["desk"], scene=scene)
-    root = recipe.catalogue.data_root()
-    if not (root / recipe.PLACES[scene].file).is_file():
-        pytest.skip(f"{scene} is not below {root}")
+def test_real_scene_where_present(shared_data, scene):
+    config = dataclasses.replace(PRESETS["desk"], scene=scene, data_root=shared_data)
+    if not (shared_data / recipe.PLACES[scene].file).is_file():
+        pytest.skip(f"{scene} is not below {shared_data}")
     found = recipe.load_data(config)
     assert not found.simulated
     chosen = recipe.pixels(found, config, "blocks", 0)

@@ -14,6 +14,7 @@ import pytest
 import torch
 from hypothesis import given, settings
 from hypothesis import strategies as st
+from torch.optim.optimizer import register_optimizer_step_pre_hook
 
 from foveate.datasets.scene import Scene, Window
 from foveate.datasets.scene_labels import SceneLabels
@@ -226,6 +227,36 @@ def test_every_tile_holds_a_label_and_tiles_differ(monkeypatch):
     assert ((targets >= 0).sum((1, 2)) == 1).all()
     assert set(targets[targets >= 0].tolist()) == {0, 1}
     assert inputs.shape[1:] == (16, 16, 9)
+
+
+def test_a_label_lies_anywhere_in_its_tile(monkeypatch):
+    scene, truth = a_scene()
+    one = np.zeros_like(truth)
+    one[20, 20], one[20, 21] = 2, 7  # no tile has to be moved in
+    _, targets = spied(monkeypatch, scene, SceneLabels.from_map(one), steps=40, batch=4)
+    places = (targets >= 0).nonzero()[:, 1:]
+    assert set(places.flatten().tolist()) >= {0, 1, 7, 8, 14, 15}
+    assert 5 < float(places[:, 0].float().mean()) < 10
+
+
+@pytest.mark.parametrize("optimizer", ["adam", "sgd"])
+def test_rate_falls_along_half_a_cosine(optimizer):
+    """SGD with the paper's momentum of 0.9."""
+    scene, truth = a_scene()
+    seen = []
+
+    def note(stepper, args, kwargs):
+        seen.append((stepper.param_groups[0]["lr"], stepper.param_groups[0].get("momentum")))
+
+    handle = register_optimizer_step_pre_hook(note)
+    try:
+        settings = dataclasses.replace(TINY, optimizer=optimizer, steps=5, lr=1e-3)
+        PcnMap(settings).fit(scene, some_labels(truth), seed=0)
+    finally:
+        handle.remove()
+    rates = [rate for rate, _ in seen]
+    assert rates == pytest.approx([5e-4 * (1 + math.cos(math.pi * t / 5)) for t in range(5)])
+    assert {momentum for _, momentum in seen} == {0.9 if optimizer == "sgd" else None}
 
 
 def test_the_same_seed_gives_the_same_net_and_another_does_not():

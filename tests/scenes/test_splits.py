@@ -12,7 +12,6 @@ from hypothesis import strategies as st
 from foveate.datasets.scene import Window
 from foveate.datasets.scene_labels import SceneLabels
 from foveate.errors import FoveateError
-from foveate.files import data_dir
 from foveate.scenes import splits
 from foveate.scenes.splits import (
     BlockGrid,
@@ -40,10 +39,10 @@ FLEVOLAND = (
 )
 
 
-def staged(name: str, key: str) -> SceneLabels:
-    path = Path(data_dir()) / "data" / name
+def staged(folder: Path, name: str, key: str) -> SceneLabels:
+    path = folder / name
     if not path.is_file():
-        pytest.skip(f"{name} is not in FOVEATE_DATA")
+        pytest.skip(f"{name} is not below {folder}")
     with np.load(path, allow_pickle=False) as file:
         return SceneLabels.from_map(file[key])
 
@@ -70,8 +69,8 @@ def chebyshev(labels: SceneLabels, a: np.ndarray, b: np.ndarray) -> np.ndarray:
 
 
 @pytest.mark.parametrize("guard", [0, 3, 4, 6])
-def test_indian_pines_counts_of_the_18x18_checkerboard(guard):
-    labels = staged("hsi/indian_pines.npz", "gt")
+def test_indian_pines_counts_of_the_18x18_checkerboard(shared_data, guard):
+    labels = staged(shared_data, "hsi/indian_pines.npz", "gt")
     every = checkerboard_split(labels, 18, guard, least=0)
     assert per_class(labels, every.train) == INDIAN_PINES[guard]
     assert per_class(labels, every.test) == INDIAN_PINES_TEST
@@ -86,8 +85,8 @@ def test_indian_pines_counts_of_the_18x18_checkerboard(guard):
         assert split.train.size == 1919
 
 
-def test_san_francisco_counts_of_blocks_of_100x128():
-    labels = staged("polsar/sanfrancisco_airsar_t3_f16.npz", "label")
+def test_san_francisco_counts_of_blocks_of_100x128(shared_data):
+    labels = staged(shared_data, "polsar/sanfrancisco_airsar_t3_f16.npz", "label")
     split = checkerboard_split(labels, (100, 128))
     assert (per_class(labels, split.train), per_class(labels, split.test)) == SAN_FRANCISCO
     assert not split.left_out
@@ -96,8 +95,8 @@ def test_san_francisco_counts_of_blocks_of_100x128():
     assert leakage_report(labels, split, 13).covered > 0
 
 
-def test_flevoland_counts_of_blocks_of_48x48_keep_all_15_classes():
-    labels = staged("polsar/flevoland_airsar_t3_f16.npz", "label_png")
+def test_flevoland_counts_of_blocks_of_48x48_keep_all_15_classes(shared_data):
+    labels = staged(shared_data, "polsar/flevoland_airsar_t3_f16.npz", "label_png")
     split = checkerboard_split(labels, 48)
     for index, counts in zip((split.train, split.test), FLEVOLAND, strict=True):
         assert per_class(labels, index) == [int(count) for count in counts.split()]
@@ -251,6 +250,8 @@ def test_random_split_counts():
     assert split.counts(labels) == {1: (60, 0, 340), 2: (10, 0, 11), 3: (6, 0, 6), 4: (0, 0, 0)}
     assert set(split.left_out) == {4}
     assert split.hidden is None
+    half_up = SceneLabels.from_map(np.repeat([1, 2], 10).reshape(1, -1))  # 2.5 are 3
+    assert random_per_class_split(half_up, 0.25, seed=0).counts(half_up)[1] == (3, 0, 7)
     fixed = random_per_class_split(labels, 8, seed=3)
     assert [fixed.counts(labels)[code][0] for code in (1, 2, 3)] == [8, 8, 6]
     assert np.array_equal(fixed.train, random_per_class_split(labels, 8, seed=3).train)

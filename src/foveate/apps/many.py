@@ -87,11 +87,13 @@ def folders_for(sources: Sequence[Path], out: Path, taken: set[str]) -> list[Pat
 
     `taken` are names in `out` that stand for something else.
     """
-    stems = [source.stem for source in sources]
+    # `..` and `.` have no name of their own, and would lead out of `out`.
+    stems = [source.stem.strip(".") or "input" for source in sources]
     taken = set(taken)
     names = []
     for source, stem in zip(sources, stems, strict=True):
-        name = stem if stems.count(stem) == 1 else source.name.replace(".", "-")
+        suffixed = source.name.strip(".").replace(".", "-") or stem
+        name = stem if stems.count(stem) == 1 else suffixed
         candidate, number = name, 2
         while candidate in taken or (candidate != stem and candidate in stems):
             candidate, number = f"{name}-{number}", number + 1

@@ -61,7 +61,14 @@ Progress = Callable[[str, int, int], None]
 """Called with (what is going on, units done, units in all)."""
 
 _UNFINISHED = "unfinished"
+_SUFFIXES = ("tif", "img", "hdr", "png")
 _TEST_PIXELS = 50_000
+_LOOK = 256  # side of the windows in which labels are held against missing data
+_BESIDE = (".hdr", ".aux.xml", ".msk")  # ENVI's header, GDAL's facts and mask
+_OUTPUTS = {
+    *(f"{stem}.{suffix}" for stem in ("map", "confidence") for suffix in _SUFFIXES),
+    *("classes.csv", "summary.json", "report.html"),
+}
 _LEAST = 30  # labels that a class needs on both sides of the blocks
 _UNITS = {"choose": 8, "baseline": 4, "disjoint": 10, "random": 10, "final": 10, "map": 20}
 
@@ -192,6 +199,8 @@ class MapSettings:
             raise FoveateError(f"--block is {self.block}; expected at least 2 pixels")
         if not 16 <= self.tile <= 4096:
             raise FoveateError(f"--tile is {self.tile}; expected 16 to 4096 pixels")
+        if not 0 <= self.seed < 1 << 32:
+            raise FoveateError(f"--seed is {self.seed}; expected 0 to {(1 << 32) - 1}")
         if self.threads < 0:
             raise FoveateError(f"--threads is {self.threads}; expected at least 1")
         if self.format not in FORMATS:
@@ -291,13 +300,14 @@ def map_scene(
     settings.check()
     opened = scene if isinstance(scene, Scene) else open_scene(Path(scene))
     settings.check(opened.kind)
-    known = _labels(opened, labels)
+    known, notes = _with_data(opened, _labels(opened, labels))
     folder = Path(out) if out is not None else Path("foveate-out") / opened.name
     run = _Run(opened, known, settings, folder, progress or (lambda what, done, total: None))
+    run.notes += notes
     kept = None if force else run.finished()
     if kept is not None:
         return MapResult(folder, kept, reused=True)
-    run.check_folder()
+    run.check_folder(labels)
     with made_folder(folder):
         return MapResult(folder, run.go(force))
 
@@ -319,13 +329,38 @@ def _labels(scene: Scene, labels: Path | str | SceneLabels | None) -> SceneLabel
             f"the labels are of {found.shape[0]} x {found.shape[1]} pixels and the scene "
             f"{scene.name} has {scene.height} x {scene.width}; give labels of the same grid"
         )
-    if len(found.classes) < 2:
-        named = ", ".join(found.name(code) for code in found.classes) or "none"
+    return _of_two_classes(found, found.source or "the labels")
+
+
+def _of_two_classes(labels: SceneLabels, what: str) -> SceneLabels:
+    if len(labels.classes) < 2:
+        named = ", ".join(labels.name(code) for code in labels.classes) or "none"
         raise FoveateError(
-            f"{found.source or 'the labels'} name {len(found.classes)} class ({named}); a map "
-            "needs at least two, label some pixels of another"
+            f"{what} name {len(labels.classes)} class ({named}); a map needs at least two, label "
+            "some pixels of another"
         )
-    return found
+    return labels
+
+
+def _with_data(scene: Scene, labels: SceneLabels) -> tuple[SceneLabels, list[str]]:
+    """The labels of pixels that have data: nothing is to be learned from the others."""
+    if scene.valid is None:
+        return labels, []
+    rows, columns = labels.coordinates.T
+    tile = rows.astype(np.int64) // _LOOK * (scene.width // _LOOK + 1) + columns // _LOOK
+    order = np.argsort(tile, kind="stable")
+    keep = np.ones(len(labels), dtype=np.bool_)
+    for group in np.split(order, np.flatnonzero(np.diff(tile[order])) + 1):
+        row, column = (int(rows[group].min()), int(columns[group].min()))
+        height, width = int(rows[group].max()) - row + 1, int(columns[group].max()) - column + 1
+        valid = scene.read_valid(Window(row, column, height, width))
+        keep[group] = valid[rows[group] - row, columns[group] - column]
+    if keep.all():
+        return labels, []
+    left = int((~keep).sum())
+    what = f"where the scene {scene.name} has data, {labels.source or 'the labels'}"
+    kept = _of_two_classes(labels.subset(keep), what)
+    return kept, [f"{left:,} labelled pixels have no data in the scene and were left out"]
 
 
 # ------------------------------------------------------------------------------ the run
@@ -345,7 +380,7 @@ class _Run:
         self.scene, self.labels, self.settings = scene, labels, settings
         self.folder, self.progress = folder, progress
         self.started = time.perf_counter()
-        self.format: Literal["tif", "png", "envi"] = choose_format(settings.format, labels)
+        self.format: Literal["tif", "png", "envi"] = choose_format(settings.format, labels, scene)
         self.notes: list[str] = []
         self.budget = settings.budget(labels.counts())
         self.mark = self.fingerprint()
@@ -366,8 +401,7 @@ class _Run:
         one = dataclasses.asdict(self.settings)
         files: list[Any] = []
         if self.scene.path is not None:
-            path = self.scene.path
-            for file in sorted(path.iterdir()) if path.is_dir() else _beside(path):
+            for file in _files_of(self.scene.path):
                 about = file.stat()
                 files.append((file.name, about.st_size, about.st_mtime_ns))
         else:
@@ -385,8 +419,21 @@ class _Run:
         files = [*summary["files"], "report.html"]
         return summary if all((self.folder / name).is_file() for name in files) else None
 
-    def check_folder(self) -> None:
-        """Refuse to overwrite what is not ours."""
+    def check_folder(self, labels: object) -> None:
+        """Refuse to overwrite what is not ours, the scene and its labels before all."""
+        given = [] if self.scene.path is None else _files_of(self.scene.path)
+        given += [Path(labels)] if isinstance(labels, (str, Path)) else []
+        for path in given:
+            if path.name in _OUTPUTS and path.resolve().parent == self.folder.resolve():
+                raise FoveateError(
+                    f"{path} would be overwritten by the map of it; choose another folder with "
+                    "--out"
+                )
+        if self.work.exists() and not self.work.is_dir():
+            raise FoveateError(
+                f"{self.work} is a file where foveate map keeps its unfinished tiles; choose "
+                "another folder with --out"
+            )
         summary = self.folder / "summary.json"
         if summary.exists() and read_json(summary).get("command") != "map":
             raise FoveateError(
@@ -417,6 +464,7 @@ class _Run:
             model = self.final(name, chosen, model_file)
         with torch_threads(1):
             self.map(model, tiles)
+        self.check_unchanged()
         self.tell("writing the map")
         files, classes = write_outputs(self.folder, self.format, self.scene, self.labels, tiles)
         summary: dict[str, Any] = json.loads(
@@ -428,12 +476,22 @@ class _Run:
 
         write_map_page(self.folder / "report.html", summary, self.scene, self.labels, tiles)
         write_json(self.folder / "summary.json", summary)
-        tiles.forget()
-        for path in (self.ledger, model_file, *self.work.glob(".partial-*")):
-            path.unlink(missing_ok=True)
-        with contextlib.suppress(OSError):
-            self.work.rmdir()
+        tiles.forget_all()
         return summary
+
+    def check_unchanged(self) -> None:
+        """Say so where the scene's files are no longer those that the work began with."""
+        if self.scene.path is None:
+            return
+        try:
+            same = self.fingerprint() == self.mark
+        except OSError:
+            same = False
+        if not same:
+            raise FoveateError(
+                f"the scene {self.scene.path} changed while it was mapped, so this map was not "
+                "written; start again when the file is at rest"
+            )
 
     def piece(self, name: str, part: str, what: str, measure: Callable[[], Any]) -> Any:
         """One measurement, from the ledger where it is there already."""
@@ -476,7 +534,9 @@ class _Run:
         tries: dict[int, Split] = {}
         for side in sides:
             with contextlib.suppress(FoveateError):  # no class has labels on both sides
-                tries[side] = checkerboard_split(self.labels, side, guard, least=self.least())
+                one = checkerboard_split(self.labels, side, guard, least=self.least())
+                if _blocks(self.labels, one.test, side) > 1:  # else there is no interval
+                    tries[side] = one
         # The largest blocks that keep the most classes: `sides` falls, and max takes the first.
         kept = {side: len(_classes(self.labels, one.train)) for side, one in tries.items()}
         if max(kept.values(), default=0) >= 2:
@@ -517,6 +577,10 @@ class _Run:
         if self.settings.method != "auto":
             return self.settings.method
         chosen = self.piece("choose", "choose", "choosing a method", self.choose)
+        if not chosen["scores"]:
+            self.notes.append(
+                "too few labels to choose a method by: one of the usual ones was taken"
+            )
         return str(chosen["method"])
 
     def choose(self) -> dict[str, Any]:
@@ -530,10 +594,7 @@ class _Run:
             near = cKDTree(mine.coordinates[test]).query(mine.coordinates[train], p=np.inf)[0]
             train = train[near > self.guard(names)]
         test = test[np.isin(mine.codes[test], mine.codes[train])]
-        if len(_classes(mine, train)) < 2 or not len(test):
-            self.notes.append(
-                "too few labels to choose a method by: one of the usual ones was taken"
-            )
+        if len(_classes(mine, train)) < 2 or _blocks(mine, test, self.side) < 2:
             return {"method": names[1], "scores": {}}
         apart = test_blocks(mine.shape, self.side)
 
@@ -622,12 +683,13 @@ class _Run:
             self.budget or per_class, seed,
         )  # fmt: skip
         rest = np.setdiff1d(np.arange(len(self.labels)), some)
-        if len(rest):
+        if _blocks(self.labels, rest, self.side) > 1:
             found["random"] = self.piece(
                 "random", "random", METHODS[name].title,
                 lambda: self.count(name, self.labels, some, rest, None, "random", 0.0),
             )  # fmt: skip
         else:
+            rest = rest[:0]
             self.done += _UNITS["random"]
         patch = 2 * METHODS[name].build().margin + 1
         found["leakage"] = {
@@ -748,9 +810,17 @@ class _Run:
 # ------------------------------------------------------------------------------ small things
 
 
-def _beside(path: Path) -> list[Path]:
-    """A file and its namesakes: header and data of one ENVI scene."""
-    return sorted(file for file in path.parent.glob(path.stem + ".*") if file.is_file()) or [path]
+def _files_of(path: Path) -> list[Path]:
+    """The files that a scene is read from; others beside them may come and go."""
+    if path.is_dir():
+        return sorted(file for file in path.iterdir() if file.is_file())
+    beside = (path.with_suffix(".hdr"), *(path.with_name(path.name + s) for s in _BESIDE))
+    return [path, *(file for file in beside if file.is_file() and file != path)]
+
+
+def _blocks(labels: SceneLabels, index: Indices, side: int) -> int:
+    """Number of blocks in which these labels lie."""
+    return len(np.unique(labels.coordinates[index] // side, axis=0))
 
 
 def _classes(labels: SceneLabels, index: Indices) -> set[int]:
@@ -806,5 +876,5 @@ def _load_model(method: Method, file: Path, mark: str) -> MapModel | None:
                 return None
             arrays = {key: content.get_tensor(key) for key in content.keys()}  # noqa: SIM118
             return method.restore(arrays, json.loads(about["facts"]))
-    except (SafetensorError, OSError, ValueError, KeyError):
-        return None
+    except (SafetensorError, FoveateError, OSError, ValueError, KeyError, TypeError):
+        return None  # damaged: it is trained again

@@ -11,7 +11,9 @@ scene has no data there.
 
 from __future__ import annotations
 
+import contextlib
 import csv
+import os
 from collections.abc import Iterator, Mapping, Sequence
 from pathlib import Path
 from typing import Any, Literal
@@ -31,6 +33,7 @@ Format = Literal["auto", "tif", "png", "envi"]
 FORMATS: tuple[Format, ...] = ("auto", "tif", "png", "envi")
 _PREVIEW = 1400  # pixels of the longer side
 _PNG_PIXELS = 100_000_000
+_LEFTOVERS = ("codes-", "confidence-", "tiles-", "measured-", "model-", ".partial-")
 
 # Twenty colours that stay apart side by side, light enough for black text.
 _PALETTE = (
@@ -43,8 +46,12 @@ _PALETTE = (
 Maps = npt.NDArray[np.uint8]
 
 
-def choose_format(wanted: Format, labels: SceneLabels) -> Literal["tif", "png", "envi"]:
+def choose_format(
+    wanted: Format, labels: SceneLabels, scene: Scene
+) -> Literal["tif", "png", "envi"]:
     """The format to write; ``auto`` is GeoTIFF where rasterio is installed, else ENVI.
+
+    Whatever would keep the files from being written is said here, before hours of work.
 
     Raises
     ------
@@ -60,11 +67,32 @@ def choose_format(wanted: Format, labels: SceneLabels) -> Literal["tif", "png", 
         )
     has_rasterio = importlib.util.find_spec("rasterio") is not None
     if wanted == "auto":
-        return "tif" if has_rasterio else "envi"
-    if wanted == "tif" and not has_rasterio:
+        wanted = "tif" if has_rasterio else "envi"
+    elif wanted == "tif" and not has_rasterio:
         raise FoveateError(
             "--format tif needs rasterio, which is not installed; run `pip install "
             "'foveate[remote]'`, or take --format envi"
+        )
+    place = scene.georeference
+    if wanted == "tif" and place is not None and place.crs:
+        from foveate.datasets.geotiff import knows_crs
+
+        if not knows_crs(place.crs):
+            raise FoveateError(
+                f"the scene {scene.name} names the coordinate system {place.crs[:60]!r}, which "
+                "cannot be written to a GeoTIFF; correct it, or take --format envi"
+            )
+    if wanted == "envi" and place is not None:
+        a, b, _, d, e, _ = place.transform
+        if b or d or a < 0 or e > 0:
+            raise FoveateError(
+                f"the scene {scene.name} is turned or mirrored on the map, which an ENVI header "
+                "cannot say; take --format tif or png"
+            )
+    if wanted == "png" and scene.height * scene.width > _PNG_PIXELS:
+        raise FoveateError(
+            f"a PNG of {scene.height} x {scene.width} pixels would have to be held in memory; take "
+            "--format tif or envi for scenes of this size"
         )
     return wanted
 
@@ -119,8 +147,13 @@ class TileStore:
             if not path.is_file() or path.stat().st_size != expected:
                 try:
                     with path.open("wb") as file:
+                        # Room on the disk, not a promise: a full disk would end the process
+                        # when the mapped file is written to.
+                        if hasattr(os, "posix_fallocate"):
+                            os.posix_fallocate(file.fileno(), 0, expected)
                         file.truncate(expected)
                 except OSError as error:
+                    path.unlink(missing_ok=True)
                     raise FoveateError(
                         f"cannot keep the map in {self.folder}: {error.strerror or error}; make "
                         "room, or choose another folder with --out"
@@ -138,18 +171,30 @@ class TileStore:
         valid = self.scene.read_valid(window)
         codes, percent = np.where(valid, codes, 0), np.where(valid, percent, 0)
         for what, values in (("codes", codes), ("confidence", percent)):
-            raster = np.memmap(self._files[what], np.uint8, "r+", shape=self.shape)
+            raster = self._opened(what, "r+")
             rows, columns = _slices(window)
             raster[rows, columns] = values
             raster.flush()
             del raster
-        with self._files["tiles"].open("r+b") as file:
-            file.seek(self._place[window])
-            file.write(b"\x01")
+        try:
+            with self._files["tiles"].open("r+b") as file:
+                file.seek(self._place[window])
+                file.write(b"\x01")
+        except FileNotFoundError:
+            self._opened("tiles", "r")  # its sentence
 
     def raster(self, what: Literal["codes", "confidence"]) -> Maps:
         """All of it, ``(H, W)``, as a memory map that is only read."""
-        return np.memmap(self._files[what], np.uint8, "r", shape=self.shape)
+        return self._opened(what, "r")
+
+    def _opened(self, what: str, mode: Literal["r", "r+"]) -> np.memmap[Any, np.dtype[np.uint8]]:
+        try:
+            return np.memmap(self._files[what], np.uint8, mode, shape=self.shape)
+        except (OSError, ValueError) as error:
+            raise FoveateError(
+                f"the unfinished map in {self.folder} was taken away while it was made; if another "
+                "foveate map works on this folder, wait for it, or choose another with --out"
+            ) from error
 
     def read(self, what: Literal["codes", "confidence"], window: Window) -> Maps:
         """Codes (0: no data) or percent of a window, ``(h, w)``."""
@@ -195,6 +240,14 @@ class TileStore:
         """Remove the files of this map."""
         for path in self._files.values():
             path.unlink(missing_ok=True)
+
+    def forget_all(self) -> None:
+        """Remove all that runs with these or other settings have left unfinished."""
+        for path in list(self.folder.glob("*")):
+            if path.name.startswith(_LEFTOVERS):
+                path.unlink(missing_ok=True)
+        with contextlib.suppress(OSError):
+            self.folder.rmdir()
 
 
 def write_outputs(
@@ -260,13 +313,7 @@ def write_outputs(
 def _write_pictures(
     folder: Path, tiles: TileStore, colours: Mapping[int, tuple[int, int, int]]
 ) -> list[str]:
-    height, width = tiles.shape
-    if height * width > _PNG_PIXELS:
-        raise FoveateError(
-            f"a PNG of {height} x {width} pixels would have to be held in memory; take --format "
-            "tif or envi for scenes of this size (the finished tiles are kept)"
-        )
-    whole = Window(0, 0, height, width)
+    whole = Window(0, 0, *tiles.shape)
     _write_png(folder / "map.png", tiles.read("codes", whole), colours)
     _write_png(folder / "confidence.png", tiles.read("confidence", whole), None)
     return ["map.png", "confidence.png"]

@@ -122,7 +122,7 @@ def read_envi_header(path: Path | str) -> EnviHeader:
         raise FoveateError(f"{path} belongs to a compressed file; save it without compression")
     order = ">" if integer("byte order", 0, 1, 0) else "<"
     names, colours = _classes(entries, path)
-    no_data = entries.get("data ignore value")
+    no_data = _numbers(entries.get("data ignore value", ""), "data ignore value", path)
     return EnviHeader(
         *(lines, samples, bands, interleave),  # type: ignore[arg-type]
         dtype=np.dtype(order + DATA_TYPES[code]),
@@ -130,7 +130,7 @@ def read_envi_header(path: Path | str) -> EnviHeader:
         band_names=_band_names(entries, bands, path),
         wavelengths_nm=_wavelengths(entries, bands, path),
         georeference=_georeference(entries, path),
-        no_data=None if no_data is None else _numbers(no_data, "data ignore value", path)[0],
+        no_data=no_data[0] if no_data else None,
         class_names=names,
         colours=colours,
     )
@@ -241,12 +241,18 @@ def _georeference(entries: Mapping[str, str], path: Path) -> Georeference | None
             f"the ENVI header {path} has a map info of {len(words)} entries where at least 7 were "
             "expected; correct the header"
         )
-    x, y, east, north, width, height = _numbers(",".join(words[1:7]), "map info", path)
+    place = _numbers(",".join(words[1:7]), "map info", path)
+    if len(place) != 6:
+        raise FoveateError(
+            f"the ENVI header {path} has {len(place)} numbers in the entries 2 to 7 of its map "
+            "info where x, y, east, north, width, height were expected; correct the header"
+        )
+    x, y, east, north, width, height = place
     rotation = 0.0
     for word in words[7:]:
         key, _, value = word.partition("=")
         if key.strip().lower() == "rotation":
-            rotation = math.radians(_numbers(value, "map info rotation", path)[0])
+            rotation = math.radians(sum(_numbers(value, "map info rotation", path)[:1]))
     cosine, sine = math.cos(rotation), math.sin(rotation)
     a, b, d, e = cosine * width, sine * width, sine * height, -cosine * height
     across, down = x - 1, y - 1

@@ -21,7 +21,7 @@ from foveate.datasets.scene import Georeference, Scene, Window
 from foveate.errors import FoveateError
 from foveate.files import write_whole
 
-__all__ = ["georeference_of", "open_geotiff", "opened", "write_geotiff"]
+__all__ = ["georeference_of", "knows_crs", "open_geotiff", "opened", "write_geotiff"]
 
 _MAX_BLOCK_BYTES = 1 << 31  # GDAL takes memory for whole blocks
 _MAX_BANDS = 1 << 16
@@ -79,7 +79,8 @@ def opened(path: Path) -> Iterator[Any]:
             yield source
     except FoveateError:
         raise
-    except (ValueError, TypeError, OSError, rasterio.errors.RasterioError) as error:
+    except (ValueError, TypeError, IndexError, OSError, rasterio.errors.RasterioError) as error:
+        # IndexError: bands are gone, the file was replaced while it was read
         raise FoveateError(
             f"cannot read {path} as a GeoTIFF ({error}); copy the file again"
         ) from error
@@ -95,6 +96,22 @@ def georeference_of(source: Any) -> Georeference | None:
         return Georeference("", numbers)
     code = source.crs.to_epsg()
     return Georeference(f"EPSG:{code}" if code else source.crs.to_wkt(), numbers)
+
+
+def knows_crs(crs: str) -> bool:
+    """Whether a GeoTIFF can hold this coordinate system (`Georeference.crs`).
+
+    Raises
+    ------
+    FoveateError
+        rasterio is missing.
+    """
+    rasterio = _rasterio()
+    try:
+        rasterio.crs.CRS.from_user_input(crs)
+    except (ValueError, TypeError, rasterio.errors.RasterioError):
+        return False
+    return True
 
 
 def _is_mask(source: Any, band: int) -> bool:

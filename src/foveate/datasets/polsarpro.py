@@ -191,12 +191,34 @@ def _open_folder(folder: Path | str, kind: str) -> _Folder:
         )
     for raster in rasters:
         raster.check()
+    _check_byte_order(rasters[0])
     mask = None
     if (path := folder / "mask_valid_pixels.bin").is_file():
         rows, columns = extents.pop()
         mask = _raster(path, PolsarproConfig(rows, columns), "f4")
         mask.check()
     return _Folder(folder, kind, rasters, mask)
+
+
+def _check_byte_order(raster: _Raster) -> None:
+    """Refuse numbers that no radar gives as they stand, and that swapping their bytes mends."""
+    step = max(1, raster.rows // 64)
+    numbers = raster.read(Window(0, 0, raster.rows, min(raster.columns, 256)), step)
+    floats = np.unique(numbers.view(raster.dtype[0] + "f4"))
+
+    def absurd(values: npt.NDArray[Any]) -> float:
+        size = np.abs(values.astype(np.float64))
+        return float(np.mean(~(size <= 1e30) | ((size > 0) & (size < 1e-30))))
+
+    with np.errstate(invalid="ignore"):
+        now, swapped = absurd(floats), absurd(floats.view(floats.dtype.newbyteorder()))
+    if now >= 0.1 and swapped <= now / 5:
+        order = int(raster.dtype[0] == ">")
+        raise FoveateError(
+            f"{raster.path} is of the other byte order: {now:.0%} of its distinct numbers are NaN, "
+            "infinite or of absurd size as they stand, and not so when swapped; set 'byte order = "
+            f"{1 - order}' in the headers of this folder (it is {order} now)"
+        )
 
 
 def _raster(path: Path, config: PolsarproConfig | None, number: str) -> _Raster:
@@ -358,6 +380,8 @@ def write_t3(folder: Path | str, t3: npt.NDArray[Any]) -> None:
             f"write_t3 expects matrices (H, W, 3, 3) or channels (H, W, 9), got {t3.shape}"
         )
     rows, columns = channels.shape[:2]
+    for old in folder.glob("mask_valid_pixels.bin*"):  # of other data: it would blank these
+        old.unlink()
     for band, name in enumerate(CHANNELS):
         header = (
             f"ENVI\ndescription = {{{name}}}\nsamples = {columns}\nlines = {rows}\nbands = 1\n"

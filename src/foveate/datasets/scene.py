@@ -28,7 +28,7 @@ from typing import Any, Literal, NamedTuple
 import numpy as np
 import numpy.typing as npt
 
-from foveate.datasets.scene_labels import SceneLabels
+from foveate.datasets.scene_labels import SceneLabels, plain_name
 from foveate.errors import FoveateError
 
 __all__ = ["POLSAR_BANDS", "Georeference", "Scene", "Window", "reflect_index"]
@@ -106,7 +106,7 @@ class Scene:
     Attributes
     ----------
     name
-        Short name for reports.
+        Short name for reports, kept as `plain_name` gives it.
     path
         File or folder it is read from; None for an array.
     kind
@@ -147,6 +147,7 @@ class Scene:
     valid: Callable[[Window], npt.NDArray[np.bool_]] | None = None
 
     def __post_init__(self) -> None:
+        object.__setattr__(self, "name", plain_name(self.name).strip("./ ") or "scene")
         if not (0 < self.height <= MAX_SIDE and 0 < self.width <= MAX_SIDE and self.band_names):
             raise FoveateError(
                 f"the scene {self.name} has {self.height} x {self.width} pixels and "

@@ -2,7 +2,7 @@
 
 | what | how it is recognised | read by |
 |---|---|---|
-| PolSAR | a folder T3, C3 or S2; ``.npz`` with ``T``; complex ``.mat`` | `foveate.datasets.polsar` |
+| PolSAR | folder T3, C3 or S2; ``.npz`` with ``T``; complex ``.mat`` | `foveate.datasets.polsar` |
 | hyperspectral cube | MATLAB ``.mat``, ``.npz`` | `foveate.datasets.hyperspectral` |
 | ENVI raster | ``.hdr``, or a file with an ENVI header beside it | `foveate.datasets.envi` |
 | GeoTIFF | TIFF's first bytes | `foveate.datasets.geotiff` |

@@ -80,9 +80,9 @@ def _whole(value: object) -> int | None:
         return None
     if isinstance(value, float) and value.is_integer():
         value = int(value)
-    if isinstance(value, int) or (isinstance(value, str) and re.fullmatch(r"\d{1,9}", value)):
-        return int(value)
-    return None
+    if isinstance(value, str) and re.fullmatch(r"[+-]?\d{1,100}(\.0+)?", value):
+        value = int(value.partition(".")[0])  # spreadsheets write 1.0
+    return value if isinstance(value, int) else None
 
 
 def _resolve(
@@ -129,7 +129,10 @@ def _text(path: Path) -> str:
             raise ValueError(f"it has more than {_MAX_TEXT_BYTES} bytes")
         return path.read_text("utf-8-sig")
     except (OSError, ValueError) as error:
-        raise FoveateError(f"cannot read the labels {path} ({error})") from error
+        raise FoveateError(
+            f"cannot read the labels {path} ({error}); save them as UTF-8 text of at most "
+            f"{_MAX_TEXT_BYTES} bytes"
+        ) from error
 
 
 def read_table(place: Place, class_column: str | None) -> SceneLabels:
@@ -294,7 +297,7 @@ def _check_inside(
         row, column = np.atleast_2d(low)[int(np.argmax(np.atleast_1d(wrong)))]
         raise FoveateError(
             f"the labels {place.path} reach outside the scene of {place.shape[0]} x "
-            f"{place.shape[1]} pixels (row {row:.0f}, column {column:.0f}); coordinates are "
+            f"{place.shape[1]} pixels (row {row:.10g}, column {column:.10g}); coordinates are "
             f"expected in {place.coordinates}"
         )
 
@@ -311,6 +314,8 @@ def _fill(place: Place, rings: Sequence[npt.NDArray[np.float64]]) -> Points:
     corners = np.concatenate(rings)
     low, high = np.ceil(corners.min(axis=0) - 0.5), np.ceil(corners.max(axis=0) - 0.5) - 1
     if (low > high).any():
+        middle = np.floor((corners.min(axis=0) + corners.max(axis=0)) / 2)
+        _check_inside(place, middle, middle)  # degrees in a scene of metres are one point far away
         return np.zeros((0, 2), np.int64)
     _check_inside(place, low, high)
     begin = np.concatenate(rings)

@@ -7,6 +7,7 @@ numbers from 1; 0 is "not labelled" and is what a map holds elsewhere.
 
 from __future__ import annotations
 
+import unicodedata
 from collections.abc import Mapping
 from dataclasses import dataclass, field
 from typing import TYPE_CHECKING, Any
@@ -21,9 +22,11 @@ if TYPE_CHECKING:
 
     from foveate.datasets.scene import Georeference, Scene, Window
 
-__all__ = ["MAX_CODE", "SceneLabels", "read_labels"]
+__all__ = ["MAX_CODE", "SceneLabels", "plain_name", "read_labels"]
 
 MAX_CODE = 32767  # int16
+_STEERING = ("Cc", "Cs", "Zl", "Zp")  # Unicode: control, half a character, line and paragraph ends
+_TURNING = "\u202a\u202b\u202c\u202d\u202e\u2066\u2067\u2068\u2069"
 
 Codes = npt.NDArray[np.int16]
 
@@ -41,7 +44,8 @@ class SceneLabels:
     shape
         ``(H, W)`` of the scene.
     names
-        Class code -> name; a code without one is called ``class 3``.
+        Class code -> name, kept as `plain_name` gives it; a code without one is called
+        ``class 3``.
     colours
         Class code -> red, green, blue, 0 to 255.
     source
@@ -62,6 +66,8 @@ class SceneLabels:
 
     def __post_init__(self) -> None:
         coordinates, codes = self.coordinates, self.codes
+        names = {code: plain_name(name) for code, name in self.names.items()}
+        object.__setattr__(self, "names", {code: name for code, name in names.items() if name})
         if (
             coordinates.ndim != 2
             or coordinates.shape[1:] != (2,)
@@ -128,7 +134,7 @@ class SceneLabels:
             )
         coordinates = np.argwhere(labels)  # row-major; NaN counts as labelled and is refused below
         values = labels[coordinates[:, 0], coordinates[:, 1]]
-        codes = _codes(values, what)
+        codes = _codes(values, f"the labels {source}" if source else "the labels")
         shape = (int(labels.shape[0]), int(labels.shape[1]))
         return cls(coordinates.astype(np.int32), codes, shape, names or {}, colours or {}, source)
 
@@ -247,6 +253,19 @@ class SceneLabels:
             self.colours,
             self.source,
         )
+
+
+def plain_name(text: str) -> str:
+    """A name on one line, without characters that steer a terminal or turn the text around.
+
+    Names come from files of other people and go to terminals, pages, tables and tags of rasters,
+    which cannot all hold every character. At most 200 characters are kept.
+    """
+    shown = (
+        " " if unicodedata.category(one) in _STEERING or one in _TURNING else one
+        for one in text[:2000]
+    )  # fmt: skip
+    return " ".join("".join(shown).split())[:200]
 
 
 def _codes(values: npt.NDArray[Any], what: str) -> Codes:

@@ -17,9 +17,9 @@ the very same objects.
     chain-8     fp-start -> 8 bits     (weights and activations alike)
     chain-6     chain-8  -> 6 bits     ... and so on down
 
-First convolution, 1x1 shortcuts and the heads stay real unless `quantize_all`; all other
-convolutions, the extra layers of SSD among them, have few bits. Every stage starts its learning
-rate anew. Nothing is chosen by the test pictures: no early stop, no best epoch.
+1x1 shortcuts stay real, and so do the first convolution and the heads unless `quantize_all`; all
+other convolutions, the extra layers of SSD among them, have few bits. Every stage starts its
+learning rate anew. Nothing is chosen by the test pictures: no early stop, no best epoch.
 
 Settings (`data` and `task`):
 
@@ -160,7 +160,8 @@ class Config:
     schedule
         ``cosine``, or ``steps``: a tenth after 2/3 and again after 5/6 of a stage (SSD's).
     augment
-        The variations of SSD; else pictures are mirrored only.
+        The variations of SSD; else a detector's pictures are mirrored only. A segmentation net's
+        are scaled, mirrored and cut in any case.
     weight_norm
         ``clip`` is the paper's, ``tanh_max`` lets ordinary small weights use all levels.
     quantize_all

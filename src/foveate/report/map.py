@@ -331,14 +331,17 @@ def _colour_words(scene: Scene) -> str:
 def python_snippet(summary: Mapping[str, Any]) -> str:
     """Python that does the same again."""
     one = summary["settings"]
-    extra = f", train={one['train']!r}" if one["train"] is not None else ""
+    extra = "".join(f", {key}={one[key]!r}" for key in ("train", "block") if one[key] is not None)
+    if not one["estimate"]:
+        extra += ", estimate=False"
+    last = '["estimate"]["disjoint"]["oa"]' if one["estimate"] else '["unsure"]["mapped"]'
     return f"""from foveate.apps.map import MapSettings, map_scene
 
 result = map_scene(
     SCENE, LABELS, "out",
     settings=MapSettings(method={summary["method"]!r}{extra}, seed={one["seed"]}),
 )
-print(result.summary["estimate"]["disjoint"]["oa"])"""
+print(result.summary{last})"""
 
 
 def _percent(share: float | None, digits: int = 1) -> str:
@@ -362,8 +365,8 @@ def _sentences(summary: Mapping[str, Any]) -> tuple[str, str]:
     apart = found["disjoint"]
     base = max(found["baselines"], key=lambda one: one["oa"])
     headline = (
-        f"{_percent(apart['oa'], 0)} % of the pixels of {scene['name']} are named right in places "
-        "that were not learned from"
+        f"{_percent(apart['oa'], 0 if apart['oa'] < 0.99 else 1)} % of the pixels of "
+        f"{scene['name']} are named right in places that were not learned from"
     )
     ahead = 100 * (apart["oa"] - base["oa"])
     lead = (
@@ -511,7 +514,7 @@ def _leakage(summary: Mapping[str, Any]) -> list[str]:
         sentences.append(
             f"{words}: {_percent(one['covered'])} % of the test pixels lie inside a square of "
             f"{patch} × {patch} pixels that was learned from; the nearest is "
-            f"{number(one['distance'], 0)} pixels away."
+            f"{number(one['distance'], 0)} pixel{'s' if one['distance'] != 1 else ''} away."
         )
     return sentences
 
