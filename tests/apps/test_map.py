@@ -149,6 +149,11 @@ def test_budget_is_kept(scene, tmp_path):
         assert found["random"]["train"] == sum(wanted.values())
         assert found["random"]["test"] == len(scene.labels) - sum(wanted.values())
         assert found["disjoint"]["train"] <= sum(wanted.values())
+        # the map itself is what was counted on random pixels
+        codes, table = codes_of(tmp_path / train.strip("%")), np.array(found["random"]["confusion"])
+        rows, columns = scene.labels.coordinates.T
+        right = (codes[rows, columns] == scene.labels.codes).sum()
+        assert 0 <= right - np.trace(table) <= sum(wanted.values())
 
 
 def test_a_killed_run_goes_on_where_it_was(scene, mapped, monkeypatch, tmp_path):
@@ -584,3 +589,23 @@ def test_from_a_bare_shell(tmp_path):
     assert bad.returncode == 2
     assert "nowhere.tif" in bad.stderr
     assert "Traceback" not in bad.stderr
+
+
+@pytest.mark.ray
+def test_a_table_of_scenes_on_a_local_ray(tmp_path):
+    pytest.importorskip("ray", reason="Ray is not installed (extra: cluster)")
+    written(tmp_path, 4)
+    table = tmp_path / "scenes.csv"
+    table.write_text("scene,labels\ns4.npz,\nnone.npz,\n")
+    settings = dataclasses.replace(LDA, estimate=False)
+    outcomes = map_many(scenes_in(table), tmp_path / "out", settings=settings, ray="local")
+    assert [one.result is None for one in outcomes] == [False, True]
+    here = map_scene(tmp_path / "s4.npz", out=tmp_path / "here", settings=settings)
+    assert np.array_equal(codes_of(tmp_path / "out" / "s4"), codes_of(here.folder))
+
+
+def test_processes_are_for_tables(tmp_path):
+    written(tmp_path, 5)
+    bad = shell("s5.npz", "--jobs", "2", cwd=tmp_path)
+    assert bad.returncode == 2
+    assert "share out the scenes of a table, and s5.npz is one scene" in bad.stderr

@@ -459,9 +459,9 @@ class _Run:
         with torch_threads(self.settings.workers):
             name = self.method()
             split = self.blocks(name)
-            found = self.estimate(name, split) if self.settings.estimate else None
             chosen = self.final_labels()
             model = self.final(name, chosen, model_file)
+            found = self.estimate(name, split, model) if self.settings.estimate else None
         with torch_threads(1):
             self.map(model, tiles)
         self.check_unchanged()
@@ -630,7 +630,21 @@ class _Run:
             self.scene, labels.subset(train), seed=self.settings.seed, hidden=hidden,
             progress=lambda done, total: self.tell(f"{title}: learning", part, 0.8 * done / total),
         )  # fmt: skip
-        learned = time.perf_counter()
+        seconds = time.perf_counter() - began
+        return self.scored(name, model, labels, train, test, part, seconds)
+
+    def scored(
+        self,
+        name: str,
+        model: MapModel,
+        labels: SceneLabels,
+        train: Indices,
+        test: Indices,
+        part: str,
+        seconds: float,
+    ) -> dict[str, Any]:
+        """Count a model that has learned from `train`."""
+        began, title = time.perf_counter(), METHODS[name].title
         if len(test) > _TEST_PIXELS:
             some = np.random.default_rng(self.settings.seed).choice(
                 len(test), _TEST_PIXELS, replace=False
@@ -657,12 +671,15 @@ class _Run:
             "confusion": confusion(truth, codes, classes).tolist(),
             "sure_right": float(sure[right].mean()) if right.any() else None,
             "sure_wrong": float(sure[~right].mean()) if (~right).any() else None,
-            "seconds_learning": learned - began,
-            "seconds_counting": time.perf_counter() - learned,
+            "seconds_learning": seconds,
+            "seconds_counting": time.perf_counter() - began,
         }
 
-    def estimate(self, name: str, split: Split) -> dict[str, Any]:
-        """Accuracy on blocks apart, of the method and of a baseline, and on random pixels."""
+    def estimate(self, name: str, split: Split, final: MapModel) -> dict[str, Any]:
+        """Accuracy on blocks apart, of the method and of baselines, and on random pixels.
+
+        Within a budget, the labels of the random split are those of the map: its model is counted.
+        """
         train, seed = self.training(split), self.settings.seed
         apart = test_blocks(self.labels.shape, self.side)
 
@@ -684,10 +701,14 @@ class _Run:
         )  # fmt: skip
         rest = np.setdiff1d(np.arange(len(self.labels)), some)
         if _blocks(self.labels, rest, self.side) > 1:
-            found["random"] = self.piece(
-                "random", "random", METHODS[name].title,
-                lambda: self.count(name, self.labels, some, rest, None, "random", 0.0),
-            )  # fmt: skip
+            count = functools.partial(
+                self.count, name, self.labels, some, rest, None, "random", 0.0
+            )
+            if self.budget is not None:
+                count = functools.partial(
+                    self.scored, name, final, self.labels, some, rest, "random", 0.0
+                )
+            found["random"] = self.piece("random", "random", METHODS[name].title, count)
         else:
             rest = rest[:0]
             self.done += _UNITS["random"]
