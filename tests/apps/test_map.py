@@ -280,7 +280,12 @@ def test_page_shows_names_as_text_and_the_honest_figure_first(mapped):
     assert "the nearest is 1 pixel away" in page
     lines = "\n".join(result_lines(mapped.summary))
     assert f"{100 * found['disjoint']['oa']:5.1f} %" in lines
-    assert "optimistic" in lines
+    higher = found["random"]["oa"] > found["disjoint"]["oa"]
+    assert ("optimistic" in lines) == higher
+    optimistic = {**mapped.summary, "estimate": {**found, "random": {**found["random"], "oa": 2.0}}}
+    assert "optimistic: test pixels lie beside training pixels" in "\n".join(
+        result_lines(optimistic)
+    )
 
 
 def test_false_colours_take_bands_by_wavelength():

@@ -11,7 +11,6 @@ import pytest
 import scipy.io
 
 from foveate.datasets import hyperspectral as hsi
-from foveate.datasets.catalogue import data_root
 from foveate.datasets.hyperspectral import load_hsi, load_unmixing_mat
 from foveate.datasets.named_arrays import open_arrays
 from foveate.datasets.scene_files import open_scene
@@ -335,10 +334,8 @@ def test_cards_find_their_files(tmp_path: Path):
 
 
 @pytest.mark.filterwarnings("error")
-def test_indian_pines_itself():
-    path = data_root() / "hsi" / "indian_pines.npz"
-    if not path.is_file():
-        pytest.skip(f"{path} is not here")
+def test_indian_pines_itself(shared_data):
+    path = shared_data / "hsi" / "indian_pines.npz"
     scene = open_scene(path)
     assert scene.shape == (145, 145, 200)
     pixels = scene.read()

@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import json
-from pathlib import Path
 
 import numpy as np
 import pytest
@@ -15,7 +14,6 @@ from sklearn.svm import SVC
 from foveate.datasets.scene import Scene
 from foveate.datasets.scene_labels import SceneLabels
 from foveate.errors import FoveateError
-from foveate.files import data_dir
 from foveate.scenes.accuracy import oa_aa_kappa
 from foveate.scenes.map_model import predict_map, predict_points
 from foveate.scenes.pixel_baselines import ForestMap, LdaMap, SvmMap
@@ -180,15 +178,12 @@ def test_polsar_scenes_are_seen_through_t3_features():
     ("make", "oa", "aa", "kappa"),
     [(LdaMap, 0.647, 0.639, 0.589), (SvmMap, 0.708, 0.729, None)],
 )
-def test_indian_pines_reference_on_the_disjoint_split(make, oa, aa, kappa):
+def test_indian_pines_reference_on_the_disjoint_split(make, oa, aa, kappa, shared_data):
     """12 classes, guard 4, 1,919 training pixels; the reference drew 3,000 of the test pixels.
 
     The spread of that draw is 0.9 points of OA; two points are allowed.
     """
-    path = Path(data_dir()) / "data" / "hsi" / "indian_pines.npz"
-    if not path.is_file():
-        pytest.skip("hsi/indian_pines.npz is not in FOVEATE_DATA")
-    with np.load(path, allow_pickle=False) as file:
+    with np.load(shared_data / "hsi" / "indian_pines.npz", allow_pickle=False) as file:
         scene = Scene.from_array(file["x"], "hyperspectral")
         labels = SceneLabels.from_map(file["gt"])
     split = checkerboard_split(labels, 18, 4)
