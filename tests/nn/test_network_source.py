@@ -186,3 +186,12 @@ def test_plain_weights_say_how_to_use_them(tmp_path):
 def test_what_is_refused(here, name, sentence):
     with pytest.raises(FoveateError, match=sentence):
         load_network(name)
+
+
+def test_a_module_or_function_that_exits_is_refused_as_one_that_fails(here):
+    Path("leaves.py").write_text("import sys\nsys.exit('usage: leaves')\n")
+    Path("quits.py").write_text("def net():\n    raise SystemExit(0)\n")
+    with pytest.raises(FoveateError, match="importing leaves failed with SystemExit: usage"):
+        load_network("leaves:net")
+    with pytest.raises(FoveateError, match="quits:net failed with SystemExit: 0"):
+        load_network("quits:net")

@@ -36,6 +36,10 @@ _HEADER = re.compile(
 )
 
 
+class _NotPlainError(ValueError):
+    """An array of something else: the file is as it was written, and a copy mends nothing."""
+
+
 def read_npz(path: Path, names: tuple[str, ...], max_bytes: int) -> dict[str, npt.NDArray[Any]]:
     """Read the named arrays.
 
@@ -64,9 +68,10 @@ def read_npz(path: Path, names: tuple[str, ...], max_bytes: int) -> dict[str, np
         zlib.error,
         lzma.LZMAError,
     ) as error:
-        raise FoveateError(
-            f"cannot read {', '.join(names)} of {path} ({error}); copy the file again"
-        ) from error
+        mend = (
+            "save it as plain ones" if isinstance(error, _NotPlainError) else "copy the file again"
+        )
+        raise FoveateError(f"cannot read {', '.join(names)} of {path} ({error}); {mend}") from error
 
 
 def _array(archive: zipfile.ZipFile, name: str, max_bytes: int) -> npt.NDArray[Any]:
@@ -105,7 +110,9 @@ def _header(file: IO[bytes], name: str) -> tuple[bool, tuple[int, ...], np.dtype
     text = file.read(length).decode("latin-1")
     match = _HEADER.fullmatch(text)
     if match is None:
-        raise ValueError(f"{name!r} is not of plain numbers or texts, its header is {text[:60]!r}")
+        raise _NotPlainError(
+            f"{name!r} is not of plain numbers or texts, its header is {text[:60]!r}"
+        )
     try:
         dtype = np.dtype(match[1])
     except TypeError as error:

@@ -235,7 +235,7 @@ def _imported(name: str, module: str, *, here: bool) -> ModuleType:
                 "PYTHONPATH or in the current folder"
             ) from error
         raise FoveateError(f"importing {module} failed: {error}; install what it needs") from error
-    except Exception as error:  # whatever a user's own module raises
+    except (Exception, SystemExit) as error:  # whatever a user's own module raises, or exits
         raise FoveateError(
             f"importing {module} failed with {type(error).__name__}: {error}"
         ) from error
@@ -279,7 +279,7 @@ def _made(name: str, factory: object, arguments: Mapping[str, object]) -> nn.Mod
             made = factory(**arguments)
     except FoveateError:
         raise
-    except Exception as error:  # whatever a user's own function raises
+    except (Exception, SystemExit) as error:  # whatever a user's own function raises, or exits
         raise FoveateError(f"{name} failed with {type(error).__name__}: {error}") from error
     if not isinstance(made, nn.Module):
         raise FoveateError(f"{name} returned a {type(made).__name__}; expected a torch.nn.Module")
