@@ -21,7 +21,6 @@ Parameter names are torchvision's, so that a torchvision state dict loads strict
 
 from __future__ import annotations
 
-import pickle
 import re
 from collections.abc import Mapping, Sequence
 from pathlib import Path
@@ -342,7 +341,7 @@ def _read_state(path: Path) -> dict[str, Tensor]:
         state = torch.load(path, map_location="cpu", weights_only=True)
     except Exception as error:  # both readers raise whatever their parsers stumble on
         reason = str(error).strip().split("\n")[0]
-        if isinstance(error, pickle.UnpicklingError):  # torch advises to open it all the same
+        if type(error).__name__ == "UnpicklingError":  # torch advises to open it all the same
             reason = "it is damaged, or holds more than tensors and could run code"
         raise FoveateError(
             f"cannot read weights from {path}: {reason}; expected a safetensors file or a state "
