@@ -31,6 +31,7 @@ from foveate.quantization.multi_branch import (
     chain_optimizer,
     decode_planes,
     decompose,
+    decomposed,
     encode_planes,
     encoding_sines,
     set_mbn_bits,
@@ -446,3 +447,17 @@ def test_full_precision_stage_of_hrelu_is_a_relu_network():
     set_stage(layer, weights=False, activations=False)
     x = torch.randn(1, 2, 5, 5) * 3
     assert torch.allclose(layer(x), F.conv2d(x.relu(), layer.weight), atol=1e-5)
+
+
+def test_a_network_is_taken_apart_in_a_copy_and_layers_on_real_inputs_stay():
+    torch.manual_seed(0)
+    first = QuantConv2d(3, 4, 3, weight_quantizer=UniformBipolarWeight(2))
+    net = nn.Sequential(first, MBNConv2d(4, 5, 3, w_bits=2, a_bits=3))
+    x = torch.randn(2, 3, 8, 8)
+    twin = decomposed(net)
+    assert not twin.training
+    assert net.training  # the original is as it was
+    assert isinstance(net[1], MBNConv2d)
+    assert type(twin[0]) is QuantConv2d
+    assert isinstance(twin[1], MultiBranchConv2d)
+    assert torch.equal(twin(x), net.eval()(x))

@@ -18,6 +18,7 @@ from foveate.errors import FoveateError
 from foveate.nn.prior_boxes import SSD300_COCO, SSD300_VOC
 from foveate.nn.resnet import BasicBlock, ResNet
 from foveate.nn.ssd import Detected
+from foveate.quantization import multi_branch
 from foveate.quantization.layers import quant_layers
 from foveate.recipes import multi_branch_binary_detection as recipe
 from foveate.recipes.multi_branch_binary_detection import PRESETS, Config, Stage
@@ -374,7 +375,7 @@ def test_engine_and_branches_can_be_seen_to_differ(monkeypatch):
             head.weight.data.mul_(-1)
         return compile_packed(twin, example)
 
-    real = recipe.decompose
+    real = multi_branch.decompose
 
     def wrong(layer):
         branches = real(layer)
@@ -382,7 +383,7 @@ def test_engine_and_branches_can_be_seen_to_differ(monkeypatch):
         return branches
 
     monkeypatch.setattr(recipe, "compile_packed", spoilt)
-    monkeypatch.setattr(recipe, "decompose", wrong)
+    monkeypatch.setattr(multi_branch, "decompose", wrong)
     found = recipe.compared(net, data, SMOKE)
     assert found["engine_differs"] > 0
     assert found["branches_differ"] > 0

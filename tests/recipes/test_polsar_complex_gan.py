@@ -356,3 +356,35 @@ def test_flevoland_keeps_all_classes_after_the_guard(shared_data):
         3558, 4686, 10708, 6053, 8444, 6176, 7995, 2763, 3581, 8061, 3830, 5765, 10920, 5055, 498,
     ]  # fmt: skip
     assert min(kept[code][0] for code in kept) >= 100
+
+
+def test_generated_patches_are_compared_channel_by_channel(ground, monkeypatch):
+    """Distances by hand: the mean gap between sorted values of equal number, and the shares.
+
+    The generator gives the real patches, T11 moved by 0.25 and Im T12 mirrored about 0.1.
+    """
+    import dataclasses
+
+    config = dataclasses.replace(SMOKE, test_pixels=50)
+    material = recipe.load_material(ground, "", 3, 0, config)
+    real = material.unlabelled[: recipe.SAMPLES]
+
+    class Given(torch.nn.Module):
+        def noise(self, count, generator):
+            return torch.zeros(count, 1, dtype=torch.complex64)
+
+        def forward(self, z):
+            fake = real.clone()
+            fake[:, 0] += 0.25
+            fake[:, 3] = torch.complex(real[:, 3].real, 0.1 - real[:, 3].imag)
+            return fake
+
+    found = recipe.generated(Given(), material, 0, torch.device("cpu"))
+    imag = real[:, 3].imag.flatten().double()
+    mirrored = float((imag.sort().values - (0.1 - imag).sort().values).abs().mean())
+    assert found["w_t11_real"] == pytest.approx(0.25, abs=1e-5)
+    assert found["w_t11_imag"] == pytest.approx(0, abs=1e-6)
+    assert found["w_t12_real"] == pytest.approx(0, abs=1e-6)
+    assert found["w_t12_imag"] == pytest.approx(mirrored, rel=1e-4)
+    assert found["psd_real"] > 90
+    assert found["psd_fake"] != found["psd_real"]

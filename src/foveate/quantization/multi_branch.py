@@ -81,6 +81,7 @@ __all__ = [
     "chain_optimizer",
     "decode_planes",
     "decompose",
+    "decomposed",
     "encode_planes",
     "encoding_sines",
     "set_mbn_bits",
@@ -406,6 +407,25 @@ def decompose(layer: QuantLayer) -> MultiBranch:
     branches.gate = copy.deepcopy(layer.gate)
     branches.pad_value = layer.pad_value
     return branches.eval()
+
+
+def decomposed(net: nn.Module) -> nn.Module:
+    """Copy of a quantised network whose layers are sums of binary branches in plain torch.
+
+    The copy is in ``eval()``. Layers on real inputs stay as they are: they have no digits to be
+    taken apart.
+
+    Raises
+    ------
+    FoveateError
+        As `decompose`.
+    """
+    twin = copy.deepcopy(net).eval()
+    for name, layer in list(quant_layers(twin)):
+        if layer.coded_act is not None:
+            parent, _, last = name.rpartition(".")
+            setattr(twin.get_submodule(parent), last, decompose(layer))
+    return twin
 
 
 # --- layers whose branches are taken afterwards ---------------------------------------------

@@ -72,14 +72,14 @@ from foveate.nn.conv_factory import ConvFactory, plain_conv, plain_linear
 from foveate.nn.resnet import resnet18
 from foveate.nn.segmentation import EncoderDecoder
 from foveate.nn.small_cnn import BNNVGG, MBNMini
-from foveate.quantization.layers import clip_latent_weights, quant_layers
+from foveate.quantization.layers import clip_latent_weights
 from foveate.quantization.multi_branch import (
     MBNConv2d,
     MBNConvTranspose2d,
     MBNLinear,
     MBNRange,
     chain_optimizer,
-    decompose,
+    decomposed,
 )
 from foveate.quantization.quantizers import UniformBipolar, UniformBipolarWeight
 from foveate.quantization.surgery import quantize
@@ -556,17 +556,6 @@ def evaluate(
         rows = [row for row in packed.bits_report() if row.weight_bits < 32]
         metrics["weight_bytes"] = sum(r.bytes for r in rows) / sum(r.weights for r in rows)
     return metrics
-
-
-def decomposed(net: nn.Module) -> nn.Module:
-    """Copy of a quantised network whose layers are sums of binary branches in plain torch."""
-    twin = copy.deepcopy(net).eval()
-    for name, layer in list(quant_layers(twin)):
-        if layer.coded_act is None:
-            continue  # a layer on real inputs has no digits to be taken apart
-        parent, _, last = name.rpartition(".")
-        setattr(twin.get_submodule(parent), last, decompose(layer))
-    return twin
 
 
 # ------------------------------------------------------------------------------ exactness

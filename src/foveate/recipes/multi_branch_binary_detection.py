@@ -66,8 +66,8 @@ from foveate.nn.fcn import FCN
 from foveate.nn.prior_boxes import SSD300_COCO, SSD300_VOC, PriorGrid, prior_boxes
 from foveate.nn.resnet import BasicBlock, ResNet, load_state, resnet18
 from foveate.nn.ssd import SSD, FeatureMaps, MultiBoxLoss, detect
-from foveate.quantization.layers import clip_latent_weights, quant_layers
-from foveate.quantization.multi_branch import chain_optimizer, decompose
+from foveate.quantization.layers import clip_latent_weights
+from foveate.quantization.multi_branch import chain_optimizer, decomposed
 from foveate.quantization.quantizers import UniformBipolar, UniformBipolarWeight
 from foveate.quantization.surgery import quantize
 from foveate.report.evidence import (
@@ -580,17 +580,6 @@ def compared(net: SSD | FCN, data: Data, config: Config) -> Metrics:
 def as_tuple(said: Any) -> tuple[Tensor, ...]:
     """Answers of nets with one output and with several alike."""
     return (said,) if isinstance(said, Tensor) else tuple(said)
-
-
-def decomposed(net: nn.Module) -> nn.Module:
-    """Copy of a quantised network whose layers are sums of binary branches in plain torch."""
-    twin = copy.deepcopy(net).eval()
-    for name, layer in list(quant_layers(twin)):
-        if layer.coded_act is None:
-            continue  # a layer on real inputs has no digits to be taken apart
-        parent, _, last = name.rpartition(".")
-        setattr(twin.get_submodule(parent), last, decompose(layer))
-    return twin
 
 
 # ------------------------------------------------------------------------------ verdicts
