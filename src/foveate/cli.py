@@ -928,6 +928,7 @@ def bench_map(
     side: int = 96,
     hidden: int = 32,
     patch: int = 9,
+    channels: int = 30,
     rounds: int = 5,
     threads: int = 1,
     out: Path | None = None,
@@ -938,8 +939,8 @@ def bench_map(
     ----------
     side
         Of the block that is labelled, in pixels.
-    hidden, patch
-        Width of the states; side of a patch.
+    hidden, patch, channels
+        Width of the states; side of a patch; channels of a pixel.
     rounds
         Turns of every way; the median counts.
     threads
@@ -958,6 +959,7 @@ def bench_map(
             rounds,
             hidden=hidden,
             patch=patch,
+            channels=channels,
             threads=threads,
             out=out,
             progress=progress,
@@ -968,7 +970,7 @@ def bench_map(
         "times_naive": "times naive",
         "times_patches": "times patches",
     }
-    title = f"Pixel DAG-RNN, width {hidden}, patches of {patch} x {patch}"
+    title = f"Pixel DAG-RNN, width {hidden}, patches of {patch} x {patch}, {channels} channels"
     terminal.print_ratios(title, [asdict(row) for row in rows], columns)
 
 

@@ -443,6 +443,11 @@ def test_leftovers_of_a_killed_run_are_cleared(pulse_video, tmp_path):
     assert not dead.exists()
     assert alive.exists()
     assert elsewhere.exists()
+    dead.mkdir()  # killed between the last file and the clearing up: all is there, and is reused
+    again = watch(pulse_video, tmp_path / "o", roi=(30, 20, 40, 40), video=False)
+    assert again.reused
+    assert not dead.exists()
+    assert alive.exists()
 
 
 def test_the_input_and_other_peoples_files_are_never_overwritten(pulse_video, tmp_path):

@@ -35,10 +35,7 @@ from foveate.faces.presence import Presence
 from foveate.faces.pulse_analyser import PulseAnalyser, PulseSummary
 from foveate.faces.track import Analyser, Track
 from foveate.faces.tracker import AdaptiveStride, FaceTracker, FixedRegion
-from foveate.files import (
-    writable_dir,
-    write_json,
-)
+from foveate.files import writable_dir, write_json
 from foveate.nn import model_files
 from foveate.report.page import person_colour, person_name
 from foveate.streams.frame import Frame
@@ -191,6 +188,7 @@ def watch(
     folder = Path(out) if out is not None else default_folder(source, mark)
     kept = None if force or mark is None else finished(folder, mark)
     if kept is not None:
+        _clear_dead(folder)  # of a run that was killed when all was written
         return WatchResult(folder, kept, reused=True)
     _check_folder(folder, source)
     # Without a given box the picture may be reduced: faces and their mean colour lose nothing.
@@ -323,17 +321,26 @@ def _tracker(
     return FaceTracker(landmarker, policy), contextlib.closing(landmarker)
 
 
+def _partial() -> str:
+    """How staging folders of this machine begin; on a shared file system others may work too."""
+    return f".partial-{platform.node()}-"
+
+
+def _clear_dead(folder: Path) -> None:
+    """Remove staging folders of processes of this machine that are gone."""
+    for old in folder.glob(".partial-*"):
+        owner = old.name.removeprefix(_partial())
+        if owner.isdigit() and not _alive(int(owner)):
+            shutil.rmtree(old, ignore_errors=True)
+
+
 @contextlib.contextmanager
 def _staging(folder: Path) -> Iterator[Path]:
     """A hidden folder inside `folder` that vanishes unless its files were moved out."""
     made = [path for path in (folder, *folder.parents) if not path.exists()]
     writable_dir(folder)
-    mine = f".partial-{platform.node()}-"  # on a shared file system others may work here too
-    for old in folder.glob(".partial-*"):
-        owner = old.name.removeprefix(mine)
-        if owner.isdigit() and not _alive(int(owner)):
-            shutil.rmtree(old, ignore_errors=True)  # left by a run that was killed
-    staging = folder / f"{mine}{os.getpid()}"
+    _clear_dead(folder)
+    staging = folder / f"{_partial()}{os.getpid()}"
     staging.mkdir(exist_ok=True)
     try:
         yield staging
